@@ -1,0 +1,76 @@
+"""
+The errors of postroom, as a tree by what the caller does next.
+
+The message of each names the value that was wrong and the next step. None of them
+carries a secret or the body of a message.
+"""
+
+from __future__ import annotations
+
+
+class PostroomError(Exception):
+    """Base of every error that postroom raises on purpose."""
+
+
+class ConfigError(PostroomError):
+    """A setting is missing or wrong: fix it and start again."""
+
+
+class InvalidEmail(PostroomError):
+    """
+    An e-mail that can never be sent or stored: fix the field that is named.
+
+    Args:
+        field: The field of the call, such as `to` or `subject`.
+        problem: What is wrong with it and what to do.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class SchemaError(PostroomError):
+    """The database's schema does not fit this program: run `postroom migrate`."""
+
+
+class DatabaseUnavailable(PostroomError):
+    """No answer from the database in time: nothing is known to be recorded; repeat it."""
+
+
+class NotStarted(PostroomError):
+    """The attempt may not begin: its lease is lost, or a limit is reached. It counts in nothing."""
+
+
+class SendError(PostroomError):
+    """
+    An attempt that failed; its subclass says what follows.
+
+    Args:
+        text: What the other side said, or what went wrong; one line, no body, no secret.
+        code: The other side's status (SMTP reply code or HTTP status), where there was one.
+        retry_after_s: Seconds that the other side asks to wait, where it does.
+    """
+
+    def __init__(self, text: str, *, code: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class TemporaryFailure(SendError):
+    """It may succeed later: try again by the schedule."""
+
+
+class PermanentFailure(SendError):
+    """It can never succeed: a dead letter now."""
+
+
+class UncertainOutcome(SendError):
+    """The other side may have taken it: the setting email.on_uncertain decides."""
+
+
+class TransportDown(SendError):
+    """The transport, not the e-mail, has failed: give the e-mail back, no attempt counted."""
