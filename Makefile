@@ -1,0 +1,65 @@
+# Every target does its own set-up: on a fresh Debian 12 it needs git, make, python3.11 and
+# python3.11-venv, no root, no running server. `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN    := .venv/bin
+SETUP  := .venv/.setup-done
+PEERS  := .venv/.peers-done
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test check bench chaos demo fmt lock
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP) ## make .venv with what requirements.lock names; then .venv/bin/postroom works
+
+up: $(SETUP) ## run all of postroom on the embedded database
+	@exec $(BIN)/postroom up
+
+test: $(SETUP) ## all tests but the long ones
+	$(BIN)/pytest
+
+check: $(SETUP) ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@if find src/postroom/sql -name '*.sql' | grep -q .; then \
+	    echo "$(BIN)/sqlfluff lint src/postroom/sql"; \
+	    $(BIN)/sqlfluff lint --nocolor --disable-progress-bar --processes 2 src/postroom/sql; \
+	fi
+
+bench: $(SETUP) $(PEERS) ## measure the speed against the peers
+	$(BIN)/python bench/run.py
+
+chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and doubled
+	$(BIN)/pytest -m chaos --timeout 1800 -s
+
+demo: $(SETUP) ## send mails on a throw-away database, break a worker, print what became of each
+	@exec $(BIN)/python examples/demo.py
+
+fmt: $(SETUP) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+lock: $(SETUP) ## resolve the dependencies of pyproject.toml anew into the lock files
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group dev --extra psycopg -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group bench -c requirements.lock \
+	    -o bench/requirements.lock pyproject.toml
+
+LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    --no-emit-index-url --no-emit-find-links
+
+# A set-up that was cut off leaves no stamp and is taken up again; a .venv without pip is made anew.
+$(SETUP): requirements.lock pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PEERS): bench/requirements.lock $(SETUP)
+	$(BIN)/python -m pip install --quiet --require-hashes -r bench/requirements.lock
+	@touch $@
