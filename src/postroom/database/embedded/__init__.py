@@ -1,0 +1,1 @@
+"""The PostgreSQL that postroom brings along, for when POSTROOM_DATABASE_URL names none."""
