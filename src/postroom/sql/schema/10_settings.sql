@@ -1,0 +1,153 @@
+-- Queue policy: the settings that all workers share, checked and parsed where they are written.
+
+-- span: a length of time as people write it: 500ms, 3s, 5m, 2h, 30d. NULL where it is none.
+CREATE OR REPLACE FUNCTION postroom.span(p_text text)
+RETURNS interval
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    SELECT CASE WHEN p_text ~ '^[0-9]{1,9}(ms|s|m|h|d)$' THEN
+        make_interval(secs => substring(p_text FROM '^[0-9]+')::double precision
+            * CASE substring(p_text FROM '[a-z]+$')
+                WHEN 'ms' THEN 0.001 WHEN 's' THEN 1 WHEN 'm' THEN 60 WHEN 'h' THEN 3600 ELSE 86400
+            END)
+    END;
+$$;
+
+-- default_settings: every key that exists, and what holds until it is changed.
+CREATE OR REPLACE FUNCTION postroom.default_settings()
+RETURNS TABLE (key text, value text)
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    VALUES
+        ('email.limit.global',    '100/60s'),
+        ('email.limit.recipient', '10/60s'),
+        ('email.backoff',         '1s,5s,30s,5m,30m'),
+        ('webhook.backoff',       '1m,5m,30m,2h,24h'),
+        ('email.on_uncertain',    'retry'),
+        ('lease',                 '60s'),
+        ('retention.sent',        '30d'),
+        ('retention.processed',   '30d'),
+        ('retention.dead_letter', 'off'),
+        ('retention.failed',      '90d'),
+        ('retention.cron',        '7d');
+$$;
+
+-- parse_setting: fills the parsed columns of a setting, or says what is allowed.
+--
+-- A trigger, so that a value is right whichever way it was written.
+CREATE OR REPLACE FUNCTION postroom.parse_setting()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_allowed text;
+    v_spans   interval[];
+BEGIN
+    NEW.value := regexp_replace(lower(NEW.value), '\s', '', 'g');
+    NEW.amount := NULL;
+    NEW.span := NULL;
+    NEW.spans := NULL;
+    NEW.changed_at := clock_timestamp();
+
+    IF NEW.key IN ('email.limit.global', 'email.limit.recipient') THEN
+        v_allowed := 'a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off';
+        IF NEW.value ~ '^[0-9]{1,8}/[^/]+$' THEN
+            NEW.amount := split_part(NEW.value, '/', 1);
+            NEW.span := postroom.span(split_part(NEW.value, '/', 2));
+        END IF;
+        IF NEW.value = 'off' OR (
+            NEW.amount BETWEEN 1 AND 10000000
+            AND NEW.span BETWEEN interval '1 second' AND interval '31 days'
+        ) THEN
+            RETURN NEW;
+        END IF;
+    ELSIF NEW.key IN ('email.backoff', 'webhook.backoff') THEN
+        v_allowed := '1 to 50 spans of 1ms to 31d with commas between them, such as 1s,5s,30s,5m,30m';
+        SELECT array_agg(postroom.span(part.value) ORDER BY part.place)
+        INTO v_spans
+        FROM unnest(string_to_array(NEW.value, ',')) WITH ORDINALITY AS part (value, place);
+        IF cardinality(v_spans) BETWEEN 1 AND 50
+            AND NOT EXISTS (
+                SELECT 1 FROM unnest(v_spans) AS delay (span)
+                WHERE (delay.span BETWEEN interval '1 millisecond' AND interval '31 days') IS NOT TRUE
+            )
+        THEN
+            NEW.spans := v_spans;
+            RETURN NEW;
+        END IF;
+    ELSIF NEW.key = 'email.on_uncertain' THEN
+        v_allowed := 'retry or park';
+        IF NEW.value IN ('retry', 'park') THEN
+            RETURN NEW;
+        END IF;
+    ELSIF NEW.key = 'lease' THEN
+        v_allowed := 'a span of 1s to 1d, such as 60s';
+        NEW.span := postroom.span(NEW.value);
+        IF NEW.span BETWEEN interval '1 second' AND interval '1 day' THEN
+            RETURN NEW;
+        END IF;
+    ELSIF NEW.key LIKE 'retention.%' AND EXISTS (SELECT 1 FROM postroom.default_settings() AS d WHERE d.key = NEW.key) THEN
+        v_allowed := 'a span of 1m or more, such as 30d; or off';
+        NEW.span := postroom.span(NEW.value);
+        IF NEW.value = 'off' OR NEW.span >= interval '1 minute' THEN
+            RETURN NEW;
+        END IF;
+    ELSE
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('there is no setting %L', NEW.key),
+            HINT = 'Settings: ' || (SELECT string_agg(d.key, ', ') FROM postroom.default_settings() AS d);
+    END IF;
+
+    RAISE EXCEPTION USING
+        ERRCODE = 'invalid_parameter_value',
+        MESSAGE = format('%s = %L is not allowed; write %s', NEW.key, NEW.value, v_allowed);
+END;
+$$;
+
+CREATE OR REPLACE TRIGGER settings_parse
+    BEFORE INSERT OR UPDATE ON postroom.settings
+    FOR EACH ROW EXECUTE FUNCTION postroom.parse_setting();
+
+INSERT INTO postroom.settings (key, value)
+SELECT d.key, d.value FROM postroom.default_settings() AS d
+ON CONFLICT (key) DO NOTHING;
+
+-- set_setting: change one; in force for every claim and settle that begins after it.
+CREATE OR REPLACE FUNCTION postroom.set_setting(p_key text, p_value text)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    INSERT INTO postroom.settings (key, value)
+    VALUES (p_key, p_value)
+    ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value;
+$$;
+
+-- lease_length: how long a claim holds a row.
+CREATE OR REPLACE FUNCTION postroom.lease_length()
+RETURNS interval
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT setting.span FROM postroom.settings AS setting WHERE setting.key = 'lease';
+$$;
+
+-- retry_delay: the wait before the attempt that follows attempt p_attempts; beyond the schedule,
+-- its last entry. Without jitter.
+CREATE OR REPLACE FUNCTION postroom.retry_delay(p_queue text, p_attempts integer)
+RETURNS interval
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT setting.spans[LEAST(GREATEST(COALESCE(p_attempts, 1), 1), cardinality(setting.spans))]
+    FROM postroom.settings AS setting
+    WHERE setting.key = p_queue || '.backoff';
+$$;

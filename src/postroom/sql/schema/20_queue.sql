@@ -1,0 +1,297 @@
+-- What both queues share: the state that follows an outcome, the start marks, the wake-up call, and what
+-- the writes of old callers mean.
+
+-- next_state: what a settled row becomes. The one place where the rules of the outcomes stand.
+--
+-- p_verdict: done, temporary, permanent, uncertain, transport_down, released (never started), crashed
+-- (its worker died during the attempt), abandoned (the transport is down, and nobody waits).
+CREATE OR REPLACE FUNCTION postroom.next_state(
+    p_queue        text,
+    p_verdict      text,
+    p_reply        text,
+    p_retry_after  double precision,
+    p_attempts     integer,
+    p_max_attempts integer,
+    p_crashes      integer
+)
+RETURNS TABLE (
+    status      text,
+    counted     integer,
+    failed      integer,
+    crashed     integer,
+    wait        interval,
+    waits_for   text,
+    dead_reason text,
+    error       text
+)
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT
+        CASE
+            WHEN fate.reason IS NOT NULL THEN 'dead_letter'
+            WHEN p_verdict <> 'done' THEN 'pending'
+            WHEN p_queue = 'email' THEN 'sent'
+            ELSE 'processed'
+        END,
+        fact.ended::integer,
+        (fact.ended AND p_verdict <> 'done')::integer,
+        (p_verdict = 'crashed')::integer,
+        -- Jitter only on top: never earlier than the schedule says, never than the other side asks.
+        CASE WHEN fact.ended AND p_verdict <> 'done' AND fate.reason IS NULL THEN
+            GREATEST(
+                postroom.retry_delay(p_queue, COALESCE(p_attempts, 0) + 1) * (1 + 0.1 * random()),
+                make_interval(secs => LEAST(p_retry_after, 86400))
+            )
+        END,
+        CASE
+            WHEN p_verdict = 'transport_down' THEN 'transport'
+            WHEN fact.ended AND p_verdict <> 'done' AND fate.reason IS NULL THEN 'backoff'
+        END,
+        fate.reason,
+        CASE
+            WHEN p_verdict IN ('done', 'released') THEN NULL
+            WHEN fate.reason = 'poison' THEN
+                format('poison: %s workers died during its attempts', COALESCE(p_crashes, 0) + 1)
+            WHEN p_verdict IN ('uncertain', 'crashed') THEN 'uncertain: ' || p_reply
+            ELSE p_reply
+        END
+    FROM (
+        SELECT
+            p_verdict NOT IN ('released', 'transport_down', 'abandoned') AS ended,
+            p_queue = 'email' AND EXISTS (
+                SELECT 1 FROM postroom.settings AS setting
+                WHERE setting.key = 'email.on_uncertain' AND setting.value = 'park'
+            ) AS parks
+    ) AS fact
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN p_verdict IN ('done', 'released', 'transport_down') THEN NULL
+            WHEN p_verdict = 'abandoned' THEN 'transport'
+            WHEN p_verdict = 'permanent' THEN 'permanent'
+            WHEN p_verdict = 'crashed' AND COALESCE(p_crashes, 0) + 1 >= 3 THEN 'poison'
+            WHEN p_verdict IN ('uncertain', 'crashed') AND fact.parks THEN 'uncertain'
+            WHEN COALESCE(p_attempts, 0) + 1 >= COALESCE(p_max_attempts, 6) THEN 'exhausted'
+        END AS reason
+    ) AS fate;
+$$;
+
+-- log_attempt: appends one entry to a row's attempt_log and keeps the last twenty.
+CREATE OR REPLACE FUNCTION postroom.log_attempt(p_log jsonb, p_entry jsonb)
+RETURNS jsonb
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN p_entry IS NULL THEN p_log
+        WHEN p_log IS NULL OR jsonb_typeof(p_log) <> 'array' THEN jsonb_build_array(p_entry)
+        WHEN jsonb_array_length(p_log) >= 20 THEN (p_log - 0) || p_entry
+        ELSE p_log || p_entry
+    END;
+$$;
+
+-- begun_by: whether the worker's own row says that this lease's attempt has begun.
+CREATE OR REPLACE FUNCTION postroom.begun_by(p_worker uuid, p_id uuid, p_lease_no bigint)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT EXISTS (
+        SELECT 1
+        FROM postroom.workers AS worker
+        CROSS JOIN unnest(worker.begun, worker.begun_lease_nos) AS mark (id, lease_no)
+        WHERE worker.id = p_worker AND mark.id = p_id AND mark.lease_no = p_lease_no
+    );
+$$;
+
+-- mark_begun: writes the attempts that are begun and not settled into the worker's own row.
+--
+-- Raises where the worker has no row: an attempt must not begin without its mark.
+CREATE OR REPLACE FUNCTION postroom.mark_begun(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    UPDATE postroom.workers
+    SET begun = p_ids, begun_lease_nos = p_lease_nos, asleep = false, seen_at = clock_timestamp()
+    WHERE workers.id = p_worker;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'worker % is not registered', p_worker USING ERRCODE = 'no_data_found';
+    END IF;
+END;
+$$;
+
+-- register_worker: a worker says who it is, again and again: this is its heartbeat as well.
+CREATE OR REPLACE FUNCTION postroom.register_worker(
+    p_worker  uuid,
+    p_queue   text,
+    p_host    text,
+    p_pid     integer,
+    p_version text,
+    p_asleep  boolean,
+    p_settled jsonb
+)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    INSERT INTO postroom.workers (id, queue, host, pid, version, asleep, settled)
+    VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_asleep, p_settled)
+    ON CONFLICT (id) DO UPDATE
+    SET seen_at = clock_timestamp(), asleep = EXCLUDED.asleep, settled = EXCLUDED.settled;
+$$;
+
+-- forget_worker: a worker that has drained takes its row with it.
+CREATE OR REPLACE FUNCTION postroom.forget_worker(p_worker uuid)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    DELETE FROM postroom.workers WHERE workers.id = p_worker;
+$$;
+
+-- forget_dead_workers: rows of workers not seen for a day, whose marks no live row can need.
+CREATE OR REPLACE FUNCTION postroom.forget_dead_workers()
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    DELETE FROM postroom.workers
+    WHERE workers.seen_at < clock_timestamp() - interval '1 day'
+        AND NOT EXISTS (
+            SELECT 1 FROM public.email_queue AS email
+            WHERE email.status = 'processing' AND email.leased_by = workers.id
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM public.webhook_retry_queue AS webhook
+            WHERE webhook.status = 'processing' AND webhook.leased_by = workers.id
+        );
+$$;
+
+-- wake: NOTIFY, where a worker of that queue sleeps.
+--
+-- NOTIFY serialises commits, so a busy worker, which looks for work by itself, is not called.
+-- A sleeper that was missed (it lay down while this transaction was open) finds the row at its next
+-- poll: the call saves time, polling is what correctness rests on.
+CREATE OR REPLACE FUNCTION postroom.wake(p_queue text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM postroom.workers
+        WHERE workers.queue = p_queue
+            AND workers.asleep
+            AND workers.seen_at > clock_timestamp() - interval '1 minute'
+    ) THEN
+        PERFORM pg_notify('postroom_' || p_queue, '');
+    END IF;
+END;
+$$;
+
+-- wake_on_insert: the trigger that calls the sleepers.
+--
+-- SECURITY DEFINER, since whoever may insert an e-mail has no right to read postroom.workers; it takes
+-- no argument from its caller but the name of the queue in the trigger's own definition.
+CREATE OR REPLACE FUNCTION postroom.wake_on_insert()
+RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = ''
+AS $$
+BEGIN
+    PERFORM postroom.wake(TG_ARGV[0]);
+    RETURN NULL;
+END;
+$$;
+
+-- honour_old_caller: gives a row that was written without us its due time.
+--
+-- Every write of ours sets due_at. Where a status or a next_retry_at comes without it, an old
+-- caller wrote it: 'processing' is its lease of 15 minutes, 'pending' waits until next_retry_at.
+CREATE OR REPLACE FUNCTION postroom.honour_old_caller()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_now     timestamptz := clock_timestamp();
+    v_changed boolean := TG_OP = 'INSERT';
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        v_changed := NEW.status IS DISTINCT FROM OLD.status;
+        IF NEW.updated_at IS NOT DISTINCT FROM OLD.updated_at THEN
+            NEW.updated_at := v_now;
+        END IF;
+    END IF;
+
+    IF NEW.status = 'pending' THEN
+        NEW.due_at := COALESCE(NEW.next_retry_at, v_now);
+        NEW.leased_by := NULL;
+        NEW.waits_for := CASE WHEN TG_OP = 'INSERT' AND NEW.next_retry_at > v_now THEN 'send_at' END;
+    ELSIF NEW.status = 'processing' THEN
+        IF v_changed THEN
+            -- A time that the old caller wrote with it counts; one in the future does not.
+            NEW.due_at := LEAST(COALESCE(NEW.updated_at, v_now), v_now) + interval '15 minutes';
+            NEW.leased_by := NULL;
+            IF TG_OP = 'UPDATE' THEN
+                NEW.lease_no := OLD.lease_no + 1;
+            END IF;
+        END IF;
+    ELSE
+        NEW.due_at := NULL;
+        IF v_changed AND NEW.status IN ('dead_letter', 'failed') THEN
+            NEW.failed_at := COALESCE(NEW.failed_at, v_now);
+        END IF;
+    END IF;
+    RETURN NEW;
+END;
+$$;
+
+-- A row that an old caller moves out of the way of its lease keeps its lease number: where our
+-- worker had handed the e-mail over, that fact can still be written down.
+CREATE OR REPLACE TRIGGER postroom_honour_insert
+    BEFORE INSERT ON public.email_queue
+    FOR EACH ROW
+    WHEN (NEW.due_at IS NULL OR NEW.next_retry_at IS NOT NULL OR NEW.status IS DISTINCT FROM 'pending')
+    EXECUTE FUNCTION postroom.honour_old_caller();
+
+CREATE OR REPLACE TRIGGER postroom_honour_update
+    BEFORE UPDATE ON public.email_queue
+    FOR EACH ROW
+    WHEN (
+        NEW.due_at IS NOT DISTINCT FROM OLD.due_at
+        AND NEW.lease_no = OLD.lease_no
+        AND (NEW.status IS DISTINCT FROM OLD.status OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at)
+    )
+    EXECUTE FUNCTION postroom.honour_old_caller();
+
+CREATE OR REPLACE TRIGGER postroom_wake
+    AFTER INSERT ON public.email_queue
+    FOR EACH STATEMENT EXECUTE FUNCTION postroom.wake_on_insert('email');
+
+ALTER TABLE public.email_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();
+
+CREATE OR REPLACE TRIGGER postroom_honour_insert
+    BEFORE INSERT ON public.webhook_retry_queue
+    FOR EACH ROW
+    WHEN (NEW.due_at IS NULL OR NEW.next_retry_at IS NOT NULL OR NEW.status IS DISTINCT FROM 'pending')
+    EXECUTE FUNCTION postroom.honour_old_caller();
+
+CREATE OR REPLACE TRIGGER postroom_honour_update
+    BEFORE UPDATE ON public.webhook_retry_queue
+    FOR EACH ROW
+    WHEN (
+        NEW.due_at IS NOT DISTINCT FROM OLD.due_at
+        AND NEW.lease_no = OLD.lease_no
+        AND (NEW.status IS DISTINCT FROM OLD.status OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at)
+    )
+    EXECUTE FUNCTION postroom.honour_old_caller();
+
+CREATE OR REPLACE TRIGGER postroom_wake
+    AFTER INSERT ON public.webhook_retry_queue
+    FOR EACH STATEMENT EXECUTE FUNCTION postroom.wake_on_insert('webhook');
+
+ALTER TABLE public.webhook_retry_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();

@@ -1,0 +1,598 @@
+-- The e-mail queue: enqueue, claim, begin, settle.
+
+-- claim_emails: lease up to p_limit due e-mails to one worker: the highest priority first, then what has
+-- been due longest. p_before leaves out what became due later; p_from is written into rows that
+-- name no sender, so that every attempt sends the same.
+--
+-- Claiming moves the due time to the end of the lease, so one column says when a row may be taken, one
+-- index finds it, and a crashed worker costs time and nothing else. No more are claimed than the
+-- global limit has slots for, and p_beyond: those that wait for it keep their place untouched.
+--
+-- A row whose own trigger refuses the update would fail the whole batch: then the rows are
+-- taken one by one, and that one is set aside.
+CREATE OR REPLACE FUNCTION postroom.claim_emails(
+    p_worker uuid,
+    p_limit  integer,
+    p_from   text DEFAULT NULL,
+    p_before timestamptz DEFAULT NULL,
+    p_beyond integer DEFAULT 0
+)
+RETURNS SETOF postroom.claimed_email
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_free  integer;
+    v_ids   uuid[];
+    v_lease interval := postroom.lease_length();
+BEGIN
+    SELECT book.free INTO v_free FROM postroom.free_slots('email:global') AS book;
+    IF v_free = 0 THEN
+        RETURN;
+    END IF;
+    v_ids := postroom.lease_emails(p_worker, LEAST(p_limit, v_free + p_beyond), v_lease, p_from, p_before);
+    IF v_ids IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT
+        email.id, email.lease_no, extract(EPOCH FROM v_lease)::double precision,
+        email.to_email, email.subject, email.html, email.text, email.from_email, email.reply_to, email.headers,
+        email.created_at, COALESCE(email.attempts, 0), COALESCE(email.max_attempts, 6), email.email_type
+    FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
+    JOIN public.email_queue AS email ON email.id = claimed.id
+    ORDER BY claimed.place;
+END;
+$$;
+
+-- due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
+CREATE OR REPLACE FUNCTION postroom.lock_due_emails(
+    p_priority integer, p_limit integer, p_before timestamptz
+)
+RETURNS TABLE (id uuid, crashed boolean)
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT
+        due.id,
+        -- Its lease has ended with the start mark set: the worker died during the attempt.
+        due.status = 'processing'
+        AND due.leased_by IS NOT NULL
+        AND postroom.begun_by(due.leased_by, due.id, due.lease_no)
+    FROM public.email_queue AS due
+    WHERE due.status IN ('pending', 'processing')
+        AND due.priority = p_priority
+        -- Bare, clock_timestamp() is volatile and walks the whole index: 80 ms, not 0.02.
+        AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+            <= (SELECT LEAST(clock_timestamp(), p_before))
+        -- Claimed before postroom came: the upgrade says until when.
+        AND (due.status = 'pending' OR due.due_at IS NOT NULL)
+        AND NOT EXISTS (
+            SELECT 1
+            FROM postroom.refused_rows AS refused
+            WHERE refused.queue = 'email'
+                AND refused.id = due.id
+                AND (refused.verdict IS NOT NULL OR refused.next_try_at > (SELECT clock_timestamp()))
+        )
+    ORDER BY COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+    LIMIT p_limit
+    FOR NO KEY UPDATE OF due SKIP LOCKED;
+$$;
+
+-- lease_emails: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
+CREATE OR REPLACE FUNCTION postroom.lease_emails(
+    p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz
+)
+RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_priority integer;
+    v_due      uuid[];
+    v_crashed  uuid[];
+    v_leased   uuid[];
+    v_id       uuid;
+BEGIN
+    LOOP
+        SELECT live.priority
+        INTO v_priority
+        FROM public.email_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND (v_priority IS NULL OR live.priority < v_priority)
+        ORDER BY live.priority DESC
+        LIMIT 1;
+        EXIT WHEN NOT FOUND OR cardinality(v_leased) >= p_limit;
+
+        SELECT
+            array_agg(due.id) FILTER (WHERE NOT due.crashed),
+            array_agg(due.id) FILTER (WHERE due.crashed)
+        INTO v_due, v_crashed
+        FROM postroom.lock_due_emails(v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before) AS due;
+
+        IF v_crashed IS NOT NULL THEN
+            PERFORM postroom.settle_crashed_emails(v_crashed);
+        END IF;
+        CONTINUE WHEN v_due IS NULL;
+
+        BEGIN
+            PERFORM postroom.write_email_leases(p_worker, v_due, p_lease, p_from);
+            v_leased := v_leased || v_due;
+        EXCEPTION WHEN OTHERS THEN
+            -- Not the row's fault: a conflict, a shortage, an operator.
+            IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+                RAISE;
+            END IF;
+            FOREACH v_id IN ARRAY v_due LOOP
+                BEGIN
+                    PERFORM postroom.write_email_leases(p_worker, ARRAY[v_id], p_lease, p_from);
+                    v_leased := v_leased || v_id;
+                EXCEPTION WHEN OTHERS THEN
+                    PERFORM postroom.set_aside('email', v_id, SQLERRM, NULL, NULL, NULL);
+                END;
+            END LOOP;
+        END;
+    END LOOP;
+    RETURN v_leased;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION postroom.write_email_leases(
+    p_worker uuid, p_ids uuid[], p_lease interval, p_from text
+)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.email_queue
+    SET status = 'processing',
+        due_at = clock_timestamp() + p_lease,
+        lease_no = email_queue.lease_no + 1,
+        leased_by = p_worker,
+        from_email = COALESCE(NULLIF(email_queue.from_email, ''), p_from),
+        updated_at = clock_timestamp()
+    WHERE email_queue.id = ANY (p_ids);
+$$;
+
+-- set_aside: notes a row that refuses our update, so that it stops no other. It is tried again after
+-- five minutes; where an outcome is known, only that outcome is.
+CREATE OR REPLACE FUNCTION postroom.set_aside(
+    p_queue text, p_id uuid, p_error text, p_lease_no bigint, p_verdict text, p_reply text
+)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    INSERT INTO postroom.refused_rows (queue, id, error, lease_no, verdict, reply, next_try_at)
+    VALUES (p_queue, p_id, p_error, p_lease_no, p_verdict, p_reply, clock_timestamp() + interval '5 minutes')
+    ON CONFLICT (queue, id) DO UPDATE
+    SET error = EXCLUDED.error,
+        lease_no = COALESCE(EXCLUDED.lease_no, refused_rows.lease_no),
+        verdict = COALESCE(EXCLUDED.verdict, refused_rows.verdict),
+        reply = COALESCE(EXCLUDED.reply, refused_rows.reply),
+        next_try_at = EXCLUDED.next_try_at;
+$$;
+
+-- email_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all.
+CREATE OR REPLACE FUNCTION postroom.email_wait_s()
+RETURNS double precision
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_priority integer;
+    v_due      timestamptz;
+    v_next     timestamptz;
+    v_slot_s   double precision;
+BEGIN
+    LOOP
+        SELECT live.priority
+        INTO v_priority
+        FROM public.email_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND (v_priority IS NULL OR live.priority < v_priority)
+        ORDER BY live.priority DESC
+        LIMIT 1;
+        EXIT WHEN NOT FOUND;
+
+        SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO v_due
+        FROM public.email_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority = v_priority
+            AND (live.status = 'pending' OR live.due_at IS NOT NULL)
+            AND NOT EXISTS (
+                SELECT 1
+                FROM postroom.refused_rows AS refused
+                WHERE refused.queue = 'email' AND refused.id = live.id
+            )
+        ORDER BY COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        v_next := LEAST(v_next, v_due);
+    END LOOP;
+    IF v_next IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT book.wait_s INTO v_slot_s FROM postroom.free_slots('email:global') AS book;
+    RETURN GREATEST(
+        CASE WHEN v_next = '-infinity' THEN 0 ELSE extract(EPOCH FROM v_next - clock_timestamp()) END,
+        v_slot_s, 0
+    );
+END;
+$$;
+
+-- begin_emails: the last step before the transport is called. It takes the slots of the limits, writes
+-- the start marks, and gives back the rows that must wait or are no longer ours.
+--
+-- p_begun: the attempts that this worker has begun before and not settled: the worker's mark is one
+-- list, written whole, one small update a batch.
+--
+-- A lease with less than half its length left is extended here, under the row's lock, so that nobody
+-- can take the row over between this look and the commit.
+CREATE OR REPLACE FUNCTION postroom.begin_emails(
+    p_worker         uuid,
+    p_ids            uuid[],
+    p_lease_nos      bigint[],
+    p_begun          uuid[],
+    p_begun_lease_nos bigint[]
+)
+RETURNS SETOF postroom.begun_row
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_ids      uuid[];
+    v_nos      bigint[];
+    v_to       text[];
+    v_prio     integer[];
+    v_tickets  boolean[];
+    v_lease    interval := postroom.lease_length();
+    v_begun    uuid[];
+    v_nos_now  bigint[];
+    v_late     uuid[];
+BEGIN
+    SELECT
+        array_agg(ours.id ORDER BY ours.place),
+        array_agg(ours.lease_no ORDER BY ours.place),
+        array_agg(ours.to_email ORDER BY ours.place),
+        array_agg(ours.priority ORDER BY ours.place),
+        array_agg(
+            COALESCE(ours.waits_for = 'limit:' || postroom.recipient_key(ours.to_email), false) ORDER BY ours.place
+        )
+    INTO v_ids, v_nos, v_to, v_prio, v_tickets
+    FROM (
+        SELECT asked.place, email.id, email.lease_no, email.to_email, email.priority, email.waits_for
+        FROM unnest(p_ids, p_lease_nos) WITH ORDINALITY AS asked (id, lease_no, place)
+        JOIN public.email_queue AS email ON email.id = asked.id
+        WHERE email.lease_no = asked.lease_no AND email.status = 'processing' AND email.leased_by = p_worker
+    ) AS ours;
+
+    IF v_ids IS NOT NULL THEN
+        WITH turn AS (
+            SELECT v_ids[slot.place] AS id, v_nos[slot.place] AS lease_no, slot.taken, slot.waits_for, slot.due_at
+            FROM postroom.take_for_emails(v_to, v_prio, v_tickets) AS slot
+        ),
+        put_back AS (
+            UPDATE public.email_queue
+            SET status = 'pending',
+                due_at = COALESCE(
+                    turn.due_at, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()
+                ),
+                next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
+                waits_for = turn.waits_for,
+                leased_by = NULL,
+                updated_at = clock_timestamp()
+            FROM turn
+            WHERE NOT turn.taken
+                AND email_queue.id = turn.id
+                AND email_queue.lease_no = turn.lease_no
+                AND email_queue.status = 'processing'
+            RETURNING email_queue.id, email_queue.waits_for, email_queue.due_at
+        ),
+        extended AS (
+            UPDATE public.email_queue
+            SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+            FROM turn
+            WHERE turn.taken
+                AND email_queue.id = turn.id
+                AND email_queue.lease_no = turn.lease_no
+                AND email_queue.status = 'processing'
+                AND email_queue.due_at < clock_timestamp() + v_lease / 2
+            RETURNING email_queue.id
+        )
+        SELECT
+            array_agg(turn.id) FILTER (WHERE turn.taken),
+            array_agg(turn.lease_no) FILTER (WHERE turn.taken)
+        INTO v_begun, v_nos_now
+        FROM turn
+        LEFT JOIN put_back ON put_back.id = turn.id
+        LEFT JOIN extended ON extended.id = turn.id;
+    END IF;
+
+    PERFORM postroom.mark_begun(p_worker, p_begun || v_begun, p_begun_lease_nos || v_nos_now);
+
+    RETURN QUERY
+    SELECT
+        asked.id,
+        CASE
+            WHEN asked.id = ANY (v_begun) THEN 'begun'
+            WHEN email.status = 'pending' AND email.lease_no = asked.lease_no THEN 'waits'
+            ELSE 'late'
+        END,
+        email.waits_for,
+        email.due_at
+    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    LEFT JOIN public.email_queue AS email ON email.id = asked.id;
+END;
+$$;
+
+-- begin_direct_email: one e-mail that is attempted at once: its row, its slots and its start mark in one
+-- transaction. Where a limit is reached there is no row, and wait_s says when to come back.
+CREATE OR REPLACE FUNCTION postroom.begin_direct_email(
+    p_worker     uuid,
+    p_begun      uuid[],
+    p_begun_nos  bigint[],
+    p_to         text,
+    p_subject    text,
+    p_html       text,
+    p_from       text,
+    p_reply_to   text,
+    p_email_type text,
+    p_metadata   jsonb,
+    p_text       text,
+    p_headers    jsonb,
+    OUT id         uuid,
+    OUT lease_s    double precision,
+    OUT created_at timestamptz,
+    OUT wait_s     double precision,
+    OUT limit_key  text
+)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_slot  record;
+    v_lease interval := postroom.lease_length();
+BEGIN
+    -- Of a priority above 0: who waits in front of a screen stands in no line.
+    SELECT slot.taken, slot.waits_for, slot.due_at
+    INTO v_slot
+    FROM postroom.take_for_emails(ARRAY[p_to], ARRAY[1], ARRAY[true]) AS slot;
+    IF NOT v_slot.taken THEN
+        limit_key := substr(v_slot.waits_for, 7);
+        wait_s := COALESCE(
+            extract(EPOCH FROM v_slot.due_at - clock_timestamp()),
+            (SELECT book.wait_s FROM postroom.free_slots('email:global') AS book),
+            1
+        );
+        RETURN;
+    END IF;
+
+    INSERT INTO public.email_queue AS email (
+        to_email, subject, html, from_email, reply_to, email_type, metadata, text, headers,
+        max_attempts, status, due_at, lease_no, leased_by
+    )
+    VALUES (
+        p_to, p_subject, p_html, p_from, p_reply_to, p_email_type, COALESCE(p_metadata, '{}'), p_text, p_headers,
+        1, 'pending', clock_timestamp(), 0, NULL
+    )
+    RETURNING email.id, email.created_at
+    INTO begin_direct_email.id, begin_direct_email.created_at;
+
+    UPDATE public.email_queue
+    SET status = 'processing', due_at = clock_timestamp() + v_lease, lease_no = 1, leased_by = p_worker
+    WHERE email_queue.id = begin_direct_email.id;
+
+    lease_s := extract(EPOCH FROM v_lease);
+    PERFORM postroom.mark_begun(p_worker, p_begun || begin_direct_email.id, p_begun_nos || 1::bigint);
+END;
+$$;
+
+-- extend_email_leases: gives attempts that take long another lease; returns those that are still ours.
+CREATE OR REPLACE FUNCTION postroom.extend_email_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
+RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.email_queue
+    SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
+    FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
+    WHERE email_queue.id = held.id
+        AND email_queue.lease_no = held.lease_no
+        AND email_queue.status = 'processing'
+        AND email_queue.leased_by = p_worker
+    RETURNING email_queue.id;
+$$;
+
+-- settle_emails: writes down what became of some claimed e-mails, in one statement, and gives back the rows
+-- that it changed. One whose lease has passed to another worker is not among them.
+--
+-- A success counts whoever has moved the row's status meanwhile, as long as nobody has claimed it
+-- again: the e-mail is out. Every other outcome needs the lease.
+CREATE OR REPLACE FUNCTION postroom.settle_emails(
+    p_worker       uuid,
+    p_ids          uuid[],
+    p_lease_nos    bigint[],
+    p_verdicts     text[],
+    p_replies      text[],
+    p_retry_afters double precision[],
+    p_entries      jsonb[]
+)
+RETURNS SETOF postroom.settled_row
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT * FROM postroom.write_email_outcomes(
+        p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
+    );
+EXCEPTION WHEN OTHERS THEN
+    IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+        RAISE;
+    END IF;
+    -- A row's own trigger has refused: one by one, and what is known of that row is kept.
+    FOR v_place IN 1..cardinality(p_ids) LOOP
+        BEGIN
+            RETURN QUERY
+            SELECT * FROM postroom.write_email_outcomes(
+                p_worker, p_ids[v_place:v_place], p_lease_nos[v_place:v_place], p_verdicts[v_place:v_place],
+                p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
+            );
+        EXCEPTION WHEN OTHERS THEN
+            PERFORM postroom.set_aside(
+                'email', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
+            );
+        END;
+    END LOOP;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION postroom.write_email_outcomes(
+    p_worker       uuid,
+    p_ids          uuid[],
+    p_lease_nos    bigint[],
+    p_verdicts     text[],
+    p_replies      text[],
+    p_retry_afters double precision[],
+    p_entries      jsonb[]
+)
+RETURNS SETOF postroom.settled_row
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.email_queue
+    SET (
+        status, attempts, error_count, crashes, last_error, dead_reason, waits_for,
+        due_at, next_retry_at, sent_at, failed_at, attempt_log, leased_by, updated_at
+    ) = (
+        SELECT
+            state.status,
+            COALESCE(email_queue.attempts, 0) + state.counted,
+            COALESCE(email_queue.error_count, 0) + state.failed,
+            email_queue.crashes + state.crashed,
+            COALESCE(state.error, email_queue.last_error),
+            state.dead_reason,
+            COALESCE(state.waits_for, CASE WHEN outcome.verdict = 'released' THEN email_queue.waits_for END),
+            CASE WHEN state.status = 'pending' THEN COALESCE(
+                clock_timestamp() + state.wait, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()
+            ) END,
+            CASE WHEN state.wait IS NULL THEN email_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
+            CASE WHEN state.status = 'sent' THEN clock_timestamp() ELSE email_queue.sent_at END,
+            CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE email_queue.failed_at END,
+            postroom.log_attempt(email_queue.attempt_log, outcome.entry),
+            NULL,
+            clock_timestamp()
+        FROM postroom.next_state(
+            'email', outcome.verdict, outcome.reply, outcome.retry_after,
+            email_queue.attempts, email_queue.max_attempts, email_queue.crashes
+        ) AS state
+    )
+    FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+        AS outcome (id, lease_no, verdict, reply, retry_after, entry)
+    WHERE email_queue.id = outcome.id
+        AND email_queue.lease_no = outcome.lease_no
+        AND (
+            (outcome.verdict = 'done' AND email_queue.status <> 'sent')
+            OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
+        )
+    RETURNING
+        email_queue.id, email_queue.status, email_queue.attempts, email_queue.next_retry_at, email_queue.created_at;
+$$;
+
+-- settle_crashed_emails: rows whose lease has ended with the start mark set. Called with their locks held.
+CREATE OR REPLACE FUNCTION postroom.settle_crashed_emails(p_ids uuid[])
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT postroom.settle_emails(
+        crashed.leased_by,
+        array_agg(crashed.id),
+        array_agg(crashed.lease_no),
+        array_agg('crashed'::text),
+        array_agg('the worker died during the attempt'::text),
+        array_agg(NULL::double precision),
+        array_agg(jsonb_build_object('at', clock_timestamp(), 'outcome', 'crashed', 'worker', crashed.leased_by))
+    )
+    FROM public.email_queue AS crashed
+    WHERE crashed.id = ANY (p_ids)
+    GROUP BY crashed.leased_by;
+$$;
+
+-- settle_refused_emails: tries again to write the outcomes that a row's own trigger refused.
+-- Returns how many are written now.
+CREATE OR REPLACE FUNCTION postroom.settle_refused_emails()
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_row   record;
+    v_count integer := 0;
+BEGIN
+    FOR v_row IN
+        SELECT refused.id, refused.lease_no, refused.verdict, refused.reply, email.leased_by, email.id AS found
+        FROM postroom.refused_rows AS refused
+        LEFT JOIN public.email_queue AS email ON email.id = refused.id
+        WHERE refused.queue = 'email' AND refused.next_try_at <= clock_timestamp()
+        ORDER BY refused.id
+        LIMIT 100
+        FOR UPDATE OF refused SKIP LOCKED
+    LOOP
+        IF v_row.verdict IS NOT NULL AND v_row.found IS NOT NULL THEN
+            BEGIN
+                PERFORM postroom.write_email_outcomes(
+                    v_row.leased_by, ARRAY[v_row.id], ARRAY[v_row.lease_no], ARRAY[v_row.verdict],
+                    ARRAY[v_row.reply], ARRAY[NULL::double precision], ARRAY[NULL::jsonb]
+                );
+            EXCEPTION WHEN OTHERS THEN
+                PERFORM postroom.set_aside('email', v_row.id, SQLERRM, NULL, NULL, NULL);
+                CONTINUE;
+            END;
+            v_count := v_count + 1;
+        END IF;
+        DELETE FROM postroom.refused_rows WHERE refused_rows.queue = 'email' AND refused_rows.id = v_row.id;
+    END LOOP;
+    RETURN v_count;
+END;
+$$;
+
+-- retry_dead_emails: dead letters get all their attempts again; returns the ids that changed.
+CREATE OR REPLACE FUNCTION postroom.retry_dead_emails(p_ids uuid[])
+RETURNS SETOF uuid
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE public.email_queue
+    SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
+        waits_for = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
+    WHERE email_queue.id = ANY (p_ids) AND email_queue.status = 'dead_letter'
+    RETURNING email_queue.id;
+    PERFORM postroom.wake('email');
+END;
+$$;
+
+-- discard_dead_emails: a person has decided that they will not go out; returns the ids that changed.
+CREATE OR REPLACE FUNCTION postroom.discard_dead_emails(p_ids uuid[])
+RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    UPDATE public.email_queue
+    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE email_queue.id = ANY (p_ids) AND email_queue.status = 'dead_letter'
+    RETURNING email_queue.id;
+$$;

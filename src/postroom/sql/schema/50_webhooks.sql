@@ -1,0 +1,383 @@
+-- The webhook queue: claim, begin, settle. It mirrors the e-mail queue; it has no limits.
+
+-- claim_webhooks: lease up to p_limit due events to one worker, what has been due longest first.
+CREATE OR REPLACE FUNCTION postroom.claim_webhooks(
+    p_worker uuid,
+    p_limit  integer,
+    p_before timestamptz DEFAULT NULL
+)
+RETURNS SETOF postroom.claimed_webhook
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_lease interval := postroom.lease_length();
+    v_ids   uuid[] := postroom.lease_webhooks(p_worker, p_limit, v_lease, p_before);
+BEGIN
+    RETURN QUERY
+    SELECT
+        webhook.id, webhook.lease_no, extract(EPOCH FROM v_lease)::double precision,
+        webhook.webhook_type, webhook.webhook_event_id, webhook.payload, webhook.headers,
+        webhook.created_at, COALESCE(webhook.attempts, 0), COALESCE(webhook.max_attempts, 6), webhook.metadata
+    FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
+    JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
+    ORDER BY claimed.place;
+END;
+$$;
+
+-- lock_due_webhooks: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
+CREATE OR REPLACE FUNCTION postroom.lock_due_webhooks(
+    p_priority integer, p_limit integer, p_before timestamptz
+)
+RETURNS TABLE (id uuid, crashed boolean)
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT
+        due.id,
+        due.status = 'processing'
+        AND due.leased_by IS NOT NULL
+        AND postroom.begun_by(due.leased_by, due.id, due.lease_no)
+    FROM public.webhook_retry_queue AS due
+    WHERE due.status IN ('pending', 'processing')
+        AND due.priority = p_priority
+        AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+            <= (SELECT LEAST(clock_timestamp(), p_before))
+        AND (due.status = 'pending' OR due.due_at IS NOT NULL)
+        AND NOT EXISTS (
+            SELECT 1
+            FROM postroom.refused_rows AS refused
+            WHERE refused.queue = 'webhook'
+                AND refused.id = due.id
+                AND (refused.verdict IS NOT NULL OR refused.next_try_at > (SELECT clock_timestamp()))
+        )
+    ORDER BY COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+    LIMIT p_limit
+    FOR NO KEY UPDATE OF due SKIP LOCKED;
+$$;
+
+-- lease_webhooks: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
+CREATE OR REPLACE FUNCTION postroom.lease_webhooks(
+    p_worker uuid, p_limit integer, p_lease interval, p_before timestamptz
+)
+RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_priority integer;
+    v_due      uuid[];
+    v_crashed  uuid[];
+    v_leased   uuid[];
+    v_id       uuid;
+BEGIN
+    LOOP
+        SELECT live.priority
+        INTO v_priority
+        FROM public.webhook_retry_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND (v_priority IS NULL OR live.priority < v_priority)
+        ORDER BY live.priority DESC
+        LIMIT 1;
+        EXIT WHEN NOT FOUND OR cardinality(v_leased) >= p_limit;
+
+        SELECT
+            array_agg(due.id) FILTER (WHERE NOT due.crashed),
+            array_agg(due.id) FILTER (WHERE due.crashed)
+        INTO v_due, v_crashed
+        FROM postroom.lock_due_webhooks(v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before) AS due;
+
+        IF v_crashed IS NOT NULL THEN
+            PERFORM postroom.settle_crashed_webhooks(v_crashed);
+        END IF;
+        CONTINUE WHEN v_due IS NULL;
+
+        BEGIN
+            PERFORM postroom.write_webhook_leases(p_worker, v_due, p_lease);
+            v_leased := v_leased || v_due;
+        EXCEPTION WHEN OTHERS THEN
+            IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+                RAISE;
+            END IF;
+            FOREACH v_id IN ARRAY v_due LOOP
+                BEGIN
+                    PERFORM postroom.write_webhook_leases(p_worker, ARRAY[v_id], p_lease);
+                    v_leased := v_leased || v_id;
+                EXCEPTION WHEN OTHERS THEN
+                    PERFORM postroom.set_aside('webhook', v_id, SQLERRM, NULL, NULL, NULL);
+                END;
+            END LOOP;
+        END;
+    END LOOP;
+    RETURN v_leased;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION postroom.write_webhook_leases(p_worker uuid, p_ids uuid[], p_lease interval)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.webhook_retry_queue
+    SET status = 'processing',
+        due_at = clock_timestamp() + p_lease,
+        lease_no = webhook_retry_queue.lease_no + 1,
+        leased_by = p_worker,
+        updated_at = clock_timestamp()
+    WHERE webhook_retry_queue.id = ANY (p_ids);
+$$;
+
+-- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all.
+CREATE OR REPLACE FUNCTION postroom.webhook_wait_s()
+RETURNS double precision
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_priority integer;
+    v_due      timestamptz;
+    v_next     timestamptz;
+BEGIN
+    LOOP
+        SELECT live.priority
+        INTO v_priority
+        FROM public.webhook_retry_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND (v_priority IS NULL OR live.priority < v_priority)
+        ORDER BY live.priority DESC
+        LIMIT 1;
+        EXIT WHEN NOT FOUND;
+
+        SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO v_due
+        FROM public.webhook_retry_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority = v_priority
+            AND (live.status = 'pending' OR live.due_at IS NOT NULL)
+            AND NOT EXISTS (
+                SELECT 1
+                FROM postroom.refused_rows AS refused
+                WHERE refused.queue = 'webhook' AND refused.id = live.id
+            )
+        ORDER BY COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        v_next := LEAST(v_next, v_due);
+    END LOOP;
+    RETURN CASE
+        WHEN v_next = '-infinity' THEN 0
+        ELSE GREATEST(extract(EPOCH FROM v_next - clock_timestamp()), 0)
+    END;
+END;
+$$;
+
+-- begin_webhooks: writes the start marks of attempts, and says which leases are no longer ours.
+CREATE OR REPLACE FUNCTION postroom.begin_webhooks(
+    p_worker         uuid,
+    p_ids            uuid[],
+    p_lease_nos      bigint[],
+    p_begun          uuid[],
+    p_begun_lease_nos bigint[]
+)
+RETURNS SETOF postroom.begun_row
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_lease interval := postroom.lease_length();
+    v_begun uuid[];
+    v_nos   bigint[];
+BEGIN
+    UPDATE public.webhook_retry_queue
+    SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    WHERE webhook_retry_queue.id = asked.id
+        AND webhook_retry_queue.lease_no = asked.lease_no
+        AND webhook_retry_queue.status = 'processing'
+        AND webhook_retry_queue.leased_by = p_worker
+        AND webhook_retry_queue.due_at < clock_timestamp() + v_lease / 2;
+
+    SELECT array_agg(asked.id), array_agg(asked.lease_no)
+    INTO v_begun, v_nos
+    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    JOIN public.webhook_retry_queue AS webhook ON webhook.id = asked.id
+    WHERE webhook.lease_no = asked.lease_no AND webhook.status = 'processing' AND webhook.leased_by = p_worker;
+
+    PERFORM postroom.mark_begun(p_worker, p_begun || v_begun, p_begun_lease_nos || v_nos);
+
+    RETURN QUERY
+    SELECT asked.id, CASE WHEN asked.id = ANY (v_begun) THEN 'begun' ELSE 'late' END, NULL::text, NULL::timestamptz
+    FROM unnest(p_ids) AS asked (id);
+END;
+$$;
+
+-- extend_webhook_leases: gives attempts that take long another lease; returns those that are still ours.
+CREATE OR REPLACE FUNCTION postroom.extend_webhook_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
+RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.webhook_retry_queue
+    SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
+    FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
+    WHERE webhook_retry_queue.id = held.id
+        AND webhook_retry_queue.lease_no = held.lease_no
+        AND webhook_retry_queue.status = 'processing'
+        AND webhook_retry_queue.leased_by = p_worker
+    RETURNING webhook_retry_queue.id;
+$$;
+
+-- settle_webhooks: writes down what became of some claimed events; see settle_emails.
+CREATE OR REPLACE FUNCTION postroom.settle_webhooks(
+    p_worker       uuid,
+    p_ids          uuid[],
+    p_lease_nos    bigint[],
+    p_verdicts     text[],
+    p_replies      text[],
+    p_retry_afters double precision[],
+    p_entries      jsonb[]
+)
+RETURNS SETOF postroom.settled_row
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT * FROM postroom.write_webhook_outcomes(
+        p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
+    );
+EXCEPTION WHEN OTHERS THEN
+    IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+        RAISE;
+    END IF;
+    FOR v_place IN 1..cardinality(p_ids) LOOP
+        BEGIN
+            RETURN QUERY
+            SELECT * FROM postroom.write_webhook_outcomes(
+                p_worker, p_ids[v_place:v_place], p_lease_nos[v_place:v_place], p_verdicts[v_place:v_place],
+                p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
+            );
+        EXCEPTION WHEN OTHERS THEN
+            PERFORM postroom.set_aside(
+                'webhook', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
+            );
+        END;
+    END LOOP;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION postroom.write_webhook_outcomes(
+    p_worker       uuid,
+    p_ids          uuid[],
+    p_lease_nos    bigint[],
+    p_verdicts     text[],
+    p_replies      text[],
+    p_retry_afters double precision[],
+    p_entries      jsonb[]
+)
+RETURNS SETOF postroom.settled_row
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    UPDATE public.webhook_retry_queue
+    SET (
+        status, attempts, error_count, crashes, last_error, last_error_at, dead_reason, waits_for,
+        due_at, next_retry_at, processed_at, failed_at, attempt_log, leased_by, updated_at
+    ) = (
+        SELECT
+            state.status,
+            COALESCE(webhook_retry_queue.attempts, 0) + state.counted,
+            COALESCE(webhook_retry_queue.error_count, 0) + state.failed,
+            webhook_retry_queue.crashes + state.crashed,
+            COALESCE(state.error, webhook_retry_queue.last_error),
+            CASE WHEN state.error IS NULL THEN webhook_retry_queue.last_error_at ELSE clock_timestamp() END,
+            state.dead_reason,
+            state.waits_for,
+            CASE WHEN state.status = 'pending' THEN COALESCE(
+                clock_timestamp() + state.wait,
+                webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at, clock_timestamp()
+            ) END,
+            CASE WHEN state.wait IS NULL THEN webhook_retry_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
+            CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
+            CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE webhook_retry_queue.failed_at END,
+            postroom.log_attempt(webhook_retry_queue.attempt_log, outcome.entry),
+            NULL,
+            clock_timestamp()
+        FROM postroom.next_state(
+            'webhook', outcome.verdict, outcome.reply, outcome.retry_after,
+            webhook_retry_queue.attempts, webhook_retry_queue.max_attempts, webhook_retry_queue.crashes
+        ) AS state
+    )
+    FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+        AS outcome (id, lease_no, verdict, reply, retry_after, entry)
+    WHERE webhook_retry_queue.id = outcome.id
+        AND webhook_retry_queue.lease_no = outcome.lease_no
+        AND (
+            (outcome.verdict = 'done' AND webhook_retry_queue.status <> 'processed')
+            OR (
+                webhook_retry_queue.status = 'processing'
+                AND webhook_retry_queue.leased_by IS NOT DISTINCT FROM p_worker
+            )
+        )
+    RETURNING
+        webhook_retry_queue.id, webhook_retry_queue.status, webhook_retry_queue.attempts,
+        webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at;
+$$;
+
+-- settle_crashed_webhooks: rows whose lease has ended with the start mark set. Called with their locks held.
+CREATE OR REPLACE FUNCTION postroom.settle_crashed_webhooks(p_ids uuid[])
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT postroom.settle_webhooks(
+        crashed.leased_by,
+        array_agg(crashed.id),
+        array_agg(crashed.lease_no),
+        array_agg('crashed'::text),
+        array_agg('the worker died during the attempt'::text),
+        array_agg(NULL::double precision),
+        array_agg(jsonb_build_object('at', clock_timestamp(), 'outcome', 'crashed', 'worker', crashed.leased_by))
+    )
+    FROM public.webhook_retry_queue AS crashed
+    WHERE crashed.id = ANY (p_ids)
+    GROUP BY crashed.leased_by;
+$$;
+
+-- retry_dead_webhooks: dead letters get all their attempts again; returns the ids that changed.
+CREATE OR REPLACE FUNCTION postroom.retry_dead_webhooks(p_ids uuid[])
+RETURNS SETOF uuid
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE public.webhook_retry_queue
+    SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
+        waits_for = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
+    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
+    RETURNING webhook_retry_queue.id;
+    PERFORM postroom.wake('webhook');
+END;
+$$;
+
+-- discard_dead_webhooks: a person has decided against them; returns the ids that changed.
+CREATE OR REPLACE FUNCTION postroom.discard_dead_webhooks(p_ids uuid[])
+RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    UPDATE public.webhook_retry_queue
+    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
+    RETURNING webhook_retry_queue.id;
+$$;

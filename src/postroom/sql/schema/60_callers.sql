@@ -1,0 +1,373 @@
+-- The functions of the contract, in schema public: for applications and for old callers. SECURITY INVOKER, all
+-- of them: who may not touch the tables may not do it through these either.
+
+-- Functions of these names that are there already (SECURITY DEFINER, other return types, older overloads)
+-- make room. Their text is kept; the objects live on in schema postroom until the migration ends, so
+-- that a caller in the middle of one does not fall.
+DO $$
+DECLARE
+    v_old record;
+BEGIN
+    FOR v_old IN
+        SELECT proc.oid, proc.proname, pg_get_functiondef(proc.oid) AS definition
+        FROM pg_proc AS proc
+        WHERE proc.pronamespace = 'public'::regnamespace
+            AND proc.prokind IN ('f', 'p')
+            AND proc.proname IN (
+                'calculate_email_retry_time', 'calculate_webhook_retry_time',
+                'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
+                'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
+                'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+            )
+            AND COALESCE(obj_description(proc.oid, 'pg_proc'), '') NOT LIKE 'postroom:%'
+        ORDER BY proc.oid
+    LOOP
+        INSERT INTO postroom.replaced_objects (kind, name, definition)
+        VALUES ('function', v_old.oid::regprocedure::text, v_old.definition);
+        RAISE NOTICE 'function % replaced, its text is kept in postroom.replaced_objects', v_old.oid::regprocedure;
+        EXECUTE format('ALTER ROUTINE %s RENAME TO %I', v_old.oid::regprocedure, '_replaced_' || v_old.oid);
+        EXECUTE format('ALTER ROUTINE %s SET SCHEMA postroom', v_old.oid::regprocedure);
+    END LOOP;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION public.calculate_email_retry_time(attempt_number integer)
+RETURNS timestamptz
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    SELECT clock_timestamp() + postroom.retry_delay('email', attempt_number);
+$$;
+COMMENT ON FUNCTION public.calculate_email_retry_time(integer)
+IS 'postroom: when the attempt after this one is due, by email.backoff, without jitter';
+
+CREATE OR REPLACE FUNCTION public.calculate_webhook_retry_time(attempt_number integer)
+RETURNS timestamptz
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    SELECT clock_timestamp() + postroom.retry_delay('webhook', attempt_number);
+$$;
+COMMENT ON FUNCTION public.calculate_webhook_retry_time(integer)
+IS 'postroom: when the attempt after this one is due, by webhook.backoff, without jitter';
+
+-- RETURNS TABLE (id ...) makes `id` a variable of plpgsql; in LANGUAGE sql, and with every column named
+-- by its table, nothing is ambiguous.
+CREATE OR REPLACE FUNCTION public.get_email_queue_batch(batch_size integer DEFAULT 50)
+RETURNS TABLE (
+    id           uuid,
+    to_email     text,
+    subject      text,
+    html         text,
+    from_email   text,
+    reply_to     text,
+    attempts     integer,
+    max_attempts integer,
+    email_type   text,
+    metadata     jsonb
+)
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT
+        email.id, email.to_email, email.subject, email.html, email.from_email, email.reply_to,
+        email.attempts, email.max_attempts, email.email_type, email.metadata
+    FROM unnest(
+        postroom.lease_emails(NULL, GREATEST(get_email_queue_batch.batch_size, 0), interval '15 minutes', NULL, NULL)
+    ) WITH ORDINALITY AS claimed (id, place)
+    JOIN public.email_queue AS email ON email.id = claimed.id
+    ORDER BY claimed.place;
+$$;
+COMMENT ON FUNCTION public.get_email_queue_batch(integer)
+IS 'postroom: claims due e-mails for 15 minutes, for callers that settle with mark_email_sent and mark_email_failed';
+
+-- Whoever holds the lease: the mail is out. The lease number moves on, so that a worker that holds the row
+-- writes nothing over it.
+CREATE OR REPLACE FUNCTION public.mark_email_sent(email_id uuid)
+RETURNS void
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    UPDATE public.email_queue
+    SET status = 'sent',
+        attempts = COALESCE(email_queue.attempts, 0) + 1,
+        sent_at = clock_timestamp(),
+        due_at = NULL,
+        lease_no = email_queue.lease_no + 1,
+        leased_by = NULL,
+        waits_for = NULL,
+        dead_reason = NULL,
+        updated_at = clock_timestamp()
+    WHERE email_queue.id = mark_email_sent.email_id AND email_queue.status IS DISTINCT FROM 'sent';
+$$;
+COMMENT ON FUNCTION public.mark_email_sent(uuid) IS 'postroom: settles an e-mail as sent';
+
+CREATE OR REPLACE FUNCTION public.mark_email_failed(email_id uuid, error_message text)
+RETURNS void
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    SELECT postroom.write_email_outcomes(
+        NULL,
+        ARRAY[email.id],
+        ARRAY[email.lease_no],
+        ARRAY['temporary'::text],
+        ARRAY[COALESCE(mark_email_failed.error_message, 'failed')],
+        ARRAY[NULL::double precision],
+        ARRAY[jsonb_build_object(
+            'at', clock_timestamp(), 'outcome', 'temporary', 'transport', 'an old caller',
+            'reply', mark_email_failed.error_message
+        )]
+    )
+    FROM public.email_queue AS email
+    WHERE email.id = mark_email_failed.email_id AND email.status = 'processing' AND email.leased_by IS NULL;
+$$;
+COMMENT ON FUNCTION public.mark_email_failed(uuid, text)
+IS 'postroom: settles an attempt of an old caller as failed: pending with the next delay, or dead_letter';
+
+CREATE OR REPLACE FUNCTION public.get_webhook_retry_batch(batch_size integer DEFAULT 10)
+RETURNS TABLE (
+    id               uuid,
+    webhook_type     text,
+    webhook_event_id text,
+    payload          jsonb,
+    headers          jsonb,
+    attempts         integer,
+    max_attempts     integer,
+    metadata         jsonb
+)
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+    SELECT
+        webhook.id, webhook.webhook_type, webhook.webhook_event_id, webhook.payload, webhook.headers,
+        webhook.attempts, webhook.max_attempts, webhook.metadata
+    FROM unnest(
+        postroom.lease_webhooks(NULL, GREATEST(get_webhook_retry_batch.batch_size, 0), interval '15 minutes', NULL)
+    ) WITH ORDINALITY AS claimed (id, place)
+    JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
+    ORDER BY claimed.place;
+$$;
+COMMENT ON FUNCTION public.get_webhook_retry_batch(integer)
+IS 'postroom: claims due events for 15 minutes, for callers that settle with mark_webhook_processed and mark_webhook_failed';
+
+CREATE OR REPLACE FUNCTION public.mark_webhook_processed(webhook_id uuid)
+RETURNS void
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    UPDATE public.webhook_retry_queue
+    SET status = 'processed',
+        attempts = COALESCE(webhook_retry_queue.attempts, 0) + 1,
+        processed_at = clock_timestamp(),
+        due_at = NULL,
+        lease_no = webhook_retry_queue.lease_no + 1,
+        leased_by = NULL,
+        waits_for = NULL,
+        dead_reason = NULL,
+        updated_at = clock_timestamp()
+    WHERE webhook_retry_queue.id = mark_webhook_processed.webhook_id
+        AND webhook_retry_queue.status IS DISTINCT FROM 'processed';
+$$;
+COMMENT ON FUNCTION public.mark_webhook_processed(uuid) IS 'postroom: settles an event as processed';
+
+CREATE OR REPLACE FUNCTION public.mark_webhook_failed(webhook_id uuid, error_message text)
+RETURNS void
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    SELECT postroom.write_webhook_outcomes(
+        NULL,
+        ARRAY[webhook.id],
+        ARRAY[webhook.lease_no],
+        ARRAY['temporary'::text],
+        ARRAY[COALESCE(mark_webhook_failed.error_message, 'failed')],
+        ARRAY[NULL::double precision],
+        ARRAY[jsonb_build_object(
+            'at', clock_timestamp(), 'outcome', 'temporary', 'handler', 'an old caller',
+            'reply', mark_webhook_failed.error_message
+        )]
+    )
+    FROM public.webhook_retry_queue AS webhook
+    WHERE webhook.id = mark_webhook_failed.webhook_id AND webhook.status = 'processing' AND webhook.leased_by IS NULL;
+$$;
+COMMENT ON FUNCTION public.mark_webhook_failed(uuid, text)
+IS 'postroom: settles an attempt of an old caller as failed: pending with the next delay, or dead_letter';
+
+-- A count above p_limit means refused, and then nothing was consumed. Keys of the engine (email:*) are booked
+-- in its own books, under the lower of p_limit and the setting; other keys have windows of 60 s.
+CREATE OR REPLACE FUNCTION public.increment_rate_limit(p_key text, p_increment integer, p_limit integer)
+RETURNS TABLE (count integer)
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = ''
+AS $$
+DECLARE
+    v_key  text := CASE WHEN p_key LIKE 'email:%' THEN lower(p_key) ELSE p_key END;
+    v_rule postroom.limit_rule;
+    v_at   timestamptz;
+    v_used integer;
+BEGIN
+    IF p_key IS NULL OR p_increment IS NULL OR p_limit IS NULL OR p_increment < 0 OR p_limit < 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'increment_rate_limit: p_key must be given, p_increment and p_limit must be 0 or more';
+    END IF;
+
+    IF v_key LIKE 'email:%' THEN
+        v_rule := postroom.limit_rule_of(v_key);
+        v_at := postroom.lock_books(ARRAY[v_key]);
+        SELECT postroom.slots_used(counter.taken_at, counter.taken, v_at, postroom.book_window(v_rule.span))
+        INTO v_used
+        FROM public.rate_limit_counters AS counter
+        WHERE counter.key = v_key;
+        IF v_used::bigint + p_increment > LEAST(p_limit, COALESCE(v_rule.amount, p_limit)) THEN
+            count := LEAST(GREATEST(v_used::bigint + p_increment, p_limit::bigint + 1), 2147483647);
+        ELSE
+            count := v_used + p_increment;
+            IF p_increment > 0 THEN
+                PERFORM postroom.take_slots(ARRAY[v_key], ARRAY[p_increment], v_at);
+            END IF;
+        END IF;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    LOOP
+        INSERT INTO public.rate_limit_counters AS counter (key, count, window_start, window_end, updated_at)
+        VALUES (v_key, 0, clock_timestamp(), clock_timestamp() + interval '60 seconds', clock_timestamp())
+        ON CONFLICT (key) DO NOTHING;
+
+        -- Under the row's lock, so that of two at once the second sees what the first has taken.
+        SELECT CASE WHEN counter.window_end > clock_timestamp() THEN COALESCE(counter.count, 0) ELSE 0 END
+        INTO v_used
+        FROM public.rate_limit_counters AS counter
+        WHERE counter.key = v_key
+        FOR UPDATE;
+        -- Not there: a cleanup came between.
+        EXIT WHEN FOUND;
+    END LOOP;
+
+    IF v_used::bigint + p_increment > p_limit THEN
+        count := LEAST(v_used::bigint + p_increment, 2147483647);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    UPDATE public.rate_limit_counters AS counter
+    SET count = v_used + p_increment,
+        window_start = CASE WHEN counter.window_end > clock_timestamp() THEN counter.window_start ELSE clock_timestamp() END,
+        window_end = CASE
+            WHEN counter.window_end > clock_timestamp() THEN counter.window_end
+            ELSE clock_timestamp() + interval '60 seconds'
+        END,
+        updated_at = clock_timestamp()
+    WHERE counter.key = v_key;
+    count := v_used + p_increment;
+    RETURN NEXT;
+END;
+$$;
+COMMENT ON FUNCTION public.increment_rate_limit(text, integer, integer)
+IS 'postroom: takes slots of a limit; a count above p_limit means refused, and nothing was consumed';
+
+CREATE OR REPLACE FUNCTION public.cleanup_rate_limit_counters()
+RETURNS void
+LANGUAGE sql
+VOLATILE
+SET search_path = ''
+AS $$
+    DELETE FROM public.rate_limit_counters
+    WHERE rate_limit_counters.key = ANY (ARRAY(
+        SELECT ended.key
+        FROM public.rate_limit_counters AS ended
+        WHERE ended.window_end < clock_timestamp() AND ended.planned <= ended.taken_total
+        FOR UPDATE SKIP LOCKED
+    ));
+$$;
+COMMENT ON FUNCTION public.cleanup_rate_limit_counters() IS 'postroom: forgets windows that have ended';
+
+CREATE OR REPLACE FUNCTION public.enqueue_email(
+    to_email        text,
+    subject         text,
+    html            text,
+    from_email      text DEFAULT NULL,
+    reply_to        text DEFAULT NULL,
+    email_type      text DEFAULT NULL,
+    metadata        jsonb DEFAULT '{}',
+    idempotency_key text DEFAULT NULL,
+    send_at         timestamptz DEFAULT NULL,
+    priority        integer DEFAULT 0,
+    max_attempts    integer DEFAULT 6,
+    text            text DEFAULT NULL,
+    headers         jsonb DEFAULT NULL
+)
+RETURNS uuid
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = ''
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_id    uuid;
+    v_wrong pg_catalog.text;
+BEGIN
+    v_wrong := CASE
+        WHEN enqueue_email.to_email IS NULL THEN 'to_email: is missing'
+        WHEN enqueue_email.subject IS NULL THEN 'subject: is missing'
+        WHEN enqueue_email.html IS NULL THEN 'html: is missing'
+        WHEN enqueue_email.to_email !~ '^[^@[:space:],;<>]+@[^@[:space:],;<>]+$'
+            THEN 'to_email: must be one address, such as ada@example.com'
+        WHEN length(enqueue_email.subject) > 2000 THEN 'subject: is longer than 2000 characters'
+        WHEN enqueue_email.subject ~ '[\n\r]' THEN 'subject: must be one line'
+        WHEN enqueue_email.from_email ~ '[\n\r]' THEN 'from_email: must be one line'
+        WHEN enqueue_email.reply_to ~ '[\n\r]' THEN 'reply_to: must be one line'
+        WHEN enqueue_email.max_attempts < 1 THEN 'max_attempts: must be 1 or more'
+        WHEN jsonb_typeof(enqueue_email.headers) <> 'object' THEN 'headers: must be an object of names and values'
+        WHEN jsonb_typeof(enqueue_email.metadata) <> 'object' THEN 'metadata: must be an object'
+    END;
+    IF v_wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = v_wrong;
+    END IF;
+
+    LOOP
+        -- Waits for a transaction that holds the same key; a row that was there comes back by its id.
+        INSERT INTO public.email_queue AS email (
+            to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
+            next_retry_at, priority, max_attempts, text, headers
+        )
+        VALUES (
+            enqueue_email.to_email, enqueue_email.subject, enqueue_email.html, enqueue_email.from_email,
+            enqueue_email.reply_to, enqueue_email.email_type, COALESCE(enqueue_email.metadata, '{}'),
+            enqueue_email.idempotency_key, enqueue_email.send_at, COALESCE(enqueue_email.priority, 0),
+            COALESCE(enqueue_email.max_attempts, 6), enqueue_email.text, enqueue_email.headers
+        )
+        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+        RETURNING email.id INTO v_id;
+        IF v_id IS NOT NULL THEN
+            RETURN v_id;
+        END IF;
+
+        SELECT email.id
+        INTO v_id
+        FROM public.email_queue AS email
+        WHERE email.idempotency_key = enqueue_email.idempotency_key;
+        -- Not there: the row that was in the way has been deleted meanwhile.
+        IF v_id IS NOT NULL THEN
+            RETURN v_id;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION public.enqueue_email(
+    text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
+) IS 'postroom: queues one e-mail in the caller''s transaction; the same idempotency_key gives the first id';

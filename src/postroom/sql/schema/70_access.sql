@@ -1,0 +1,268 @@
+-- Who may do what. Run at every migrate: a role that is made later gets what it needs then.
+
+-- may_do: whether a role could run a command on a table before us: by privilege, and by a policy where
+-- row level security is on.
+CREATE OR REPLACE FUNCTION postroom.may_do(p_role name, p_table regclass, p_command text)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT has_table_privilege(p_role, p_table, p_command)
+        AND (
+            NOT class.relrowsecurity
+            OR EXISTS (
+                SELECT 1
+                FROM pg_catalog.pg_policy AS policy
+                WHERE policy.polrelid = p_table
+                    AND policy.polpermissive
+                    AND policy.polcmd IN ('*', CASE p_command
+                        WHEN 'SELECT' THEN 'r' WHEN 'INSERT' THEN 'a' WHEN 'UPDATE' THEN 'w' ELSE 'd'
+                    END)
+                    AND (
+                        0 = ANY (policy.polroles)
+                        OR EXISTS (
+                            SELECT 1 FROM unnest(policy.polroles) AS member (oid)
+                            WHERE member.oid <> 0 AND pg_has_role(p_role, member.oid, 'USAGE')
+                        )
+                    )
+            )
+        )
+    FROM pg_catalog.pg_class AS class
+    WHERE class.oid = p_table;
+$$;
+
+-- keep_policy: one policy as the statement that would make it again.
+CREATE OR REPLACE FUNCTION postroom.policy_text(p_policy pg_catalog.pg_policies, p_name text, p_roles text)
+RETURNS text
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT format(
+        'CREATE POLICY %I ON %I.%I AS %s FOR %s TO %s%s%s',
+        p_name, p_policy.schemaname, p_policy.tablename, p_policy.permissive, p_policy.cmd, p_roles,
+        ' USING (' || p_policy.qual || ')',
+        ' WITH CHECK (' || p_policy.with_check || ')'
+    );
+$$;
+
+-- grant_access: roles, row level security, policies and grants, as the contract has them.
+CREATE OR REPLACE FUNCTION postroom.grant_access(p_app_role text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET client_min_messages = notice
+AS $$
+DECLARE
+    v_tables  regclass[] := ARRAY[
+        'public.email_queue', 'public.webhook_retry_queue', 'public.rate_limit_counters'
+    ]::regclass[];
+    v_ours    regprocedure[];
+    v_outside name[];
+    v_role    name;
+    v_table   regclass;
+    v_command text;
+    v_policy  pg_catalog.pg_policies;
+    v_kept    jsonb := '[]';
+    v_keep    record;
+    v_has     boolean;
+    v_proc    regprocedure;
+BEGIN
+    -- 1. The roles.
+    FOREACH v_role IN ARRAY ARRAY['service_role', 'authenticated', 'anon']::name[] LOOP
+        IF to_regrole(v_role::text) IS NULL THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
+            EXCEPTION
+                WHEN insufficient_privilege THEN
+                    RAISE NOTICE 'role % is missing and % may not make it: have it made, then migrate again',
+                        v_role, current_user;
+                WHEN duplicate_object OR unique_violation THEN
+                    NULL;
+            END;
+        END IF;
+    END LOOP;
+    IF p_app_role IS NOT NULL THEN
+        IF to_regrole(quote_ident(p_app_role)) IS NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'undefined_object',
+                MESSAGE = format('--app-role: there is no role %I', p_app_role),
+                HINT = format('CREATE ROLE %I LOGIN PASSWORD ...; then migrate again', p_app_role);
+        END IF;
+        INSERT INTO postroom.app_roles (name) VALUES (p_app_role) ON CONFLICT DO NOTHING;
+    END IF;
+    SELECT array_agg(role.rolname)
+    INTO v_outside
+    FROM pg_catalog.pg_roles AS role
+    WHERE role.rolname IN ('anon', 'authenticated');
+
+    -- 2. What other roles can do now and must not lose: by command and table, and by which policy.
+    FOREACH v_table IN ARRAY v_tables LOOP
+        FOR v_role IN
+            SELECT role.rolname
+            FROM pg_catalog.pg_roles AS role
+            WHERE role.rolname NOT IN ('anon', 'authenticated', 'service_role')
+                AND role.rolname NOT LIKE 'pg\_%'
+                AND NOT role.rolsuper
+                AND role.oid <> (SELECT class.relowner FROM pg_catalog.pg_class AS class WHERE class.oid = v_table)
+        LOOP
+            FOREACH v_command IN ARRAY ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] LOOP
+                IF postroom.may_do(v_role, v_table, v_command) THEN
+                    v_kept := v_kept || jsonb_build_object('role', v_role, 'table', v_table::text, 'command', v_command);
+                END IF;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+
+    -- 3. Policies that speak for PUBLIC, anon or authenticated go; their text is kept, and a role that lived by
+    -- one of them gets it in its own name.
+    FOR v_policy IN
+        SELECT policy.*
+        FROM pg_catalog.pg_policies AS policy
+        WHERE policy.schemaname = 'public'
+            AND policy.tablename IN ('email_queue', 'webhook_retry_queue', 'rate_limit_counters')
+            AND policy.roles && ARRAY['public', 'anon', 'authenticated']::name[]
+            AND policy.policyname NOT LIKE 'postroom: %'
+        ORDER BY policy.tablename, policy.policyname
+    LOOP
+        INSERT INTO postroom.replaced_objects (kind, name, definition)
+        VALUES (
+            'policy',
+            format('%I on %I.%I', v_policy.policyname, v_policy.schemaname, v_policy.tablename),
+            postroom.policy_text(
+                v_policy, v_policy.policyname,
+                (SELECT string_agg(CASE named.role WHEN 'public' THEN 'public' ELSE quote_ident(named.role) END, ', ')
+                    FROM unnest(v_policy.roles) AS named (role))
+            )
+        );
+        RAISE NOTICE 'policy % on % replaced, its text is kept in postroom.replaced_objects',
+            v_policy.policyname, v_policy.tablename;
+        EXECUTE format('DROP POLICY %I ON %I.%I', v_policy.policyname, v_policy.schemaname, v_policy.tablename);
+        FOR v_keep IN
+            SELECT DISTINCT kept.value ->> 'role' AS role
+            FROM jsonb_array_elements(v_kept) AS kept (value)
+            WHERE to_regclass(kept.value ->> 'table') = to_regclass(format('%I.%I', v_policy.schemaname, v_policy.tablename))
+                AND v_policy.cmd IN ('ALL', kept.value ->> 'command')
+                AND ('public' = ANY (v_policy.roles) OR kept.value ->> 'role' = ANY (v_policy.roles))
+        LOOP
+            EXECUTE postroom.policy_text(
+                v_policy, left('postroom: ' || v_keep.role || ': ' || v_policy.policyname, 63), quote_ident(v_keep.role)
+            );
+        END LOOP;
+    END LOOP;
+
+    -- 4. Row level security, on; and the privileges that came by way of PUBLIC, in each role's own name.
+    FOREACH v_table IN ARRAY v_tables LOOP
+        SELECT class.relrowsecurity INTO v_has FROM pg_catalog.pg_class AS class WHERE class.oid = v_table;
+        IF NOT v_has THEN
+            EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
+        END IF;
+        EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', v_table);
+        FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
+            EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', v_table, v_role);
+        END LOOP;
+    END LOOP;
+    FOR v_keep IN
+        SELECT kept.value ->> 'role' AS role, (kept.value ->> 'table')::regclass AS "table", kept.value ->> 'command' AS command
+        FROM jsonb_array_elements(v_kept) AS kept (value)
+    LOOP
+        IF NOT has_table_privilege(v_keep.role, v_keep.table, v_keep.command) THEN
+            EXECUTE format('GRANT %s ON TABLE %s TO %I', v_keep.command, v_keep.table, v_keep.role);
+        END IF;
+        IF NOT postroom.may_do(v_keep.role, v_keep.table, v_keep.command) THEN
+            EXECUTE format(
+                'CREATE POLICY %I ON %s FOR %s TO %I %s',
+                left('postroom: ' || v_keep.role || ' may ' || v_keep.command, 63), v_keep.table, v_keep.command,
+                v_keep.role,
+                CASE v_keep.command
+                    WHEN 'INSERT' THEN 'WITH CHECK (true)'
+                    WHEN 'UPDATE' THEN 'USING (true) WITH CHECK (true)'
+                    ELSE 'USING (true)'
+                END
+            );
+        END IF;
+    END LOOP;
+
+    -- 5. Nobody outside calls our functions; default privileges may have given them to anybody.
+    SELECT array_agg(proc.oid::regprocedure)
+    INTO v_ours
+    FROM pg_catalog.pg_proc AS proc
+    WHERE proc.pronamespace = to_regnamespace('postroom')
+        OR (
+            proc.pronamespace = to_regnamespace('public')
+            AND obj_description(proc.oid, 'pg_proc') LIKE 'postroom:%'
+        );
+    FOREACH v_proc IN ARRAY v_ours LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', v_proc);
+        FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
+            EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %I', v_proc, v_role);
+        END LOOP;
+    END LOOP;
+    REVOKE ALL ON SCHEMA postroom FROM PUBLIC;
+    REVOKE ALL ON ALL TABLES IN SCHEMA postroom FROM PUBLIC;
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA postroom FROM PUBLIC;
+    FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
+        EXECUTE format('REVOKE ALL ON SCHEMA postroom FROM %I', v_role);
+        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA postroom FROM %I', v_role);
+        EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA postroom FROM %I', v_role);
+    END LOOP;
+
+    -- 6. service_role: everything.
+    IF to_regrole('service_role') IS NOT NULL THEN
+        GRANT USAGE ON SCHEMA public TO service_role;
+        GRANT USAGE ON SCHEMA postroom TO service_role;
+        GRANT ALL ON ALL TABLES IN SCHEMA postroom TO service_role;
+        GRANT ALL ON ALL SEQUENCES IN SCHEMA postroom TO service_role;
+        FOREACH v_table IN ARRAY v_tables LOOP
+            EXECUTE format('GRANT ALL ON TABLE %s TO service_role', v_table);
+            PERFORM postroom.make_policy(v_table, 'postroom: service_role may do everything',
+                'FOR ALL TO service_role USING (true) WITH CHECK (true)');
+        END LOOP;
+        FOREACH v_proc IN ARRAY v_ours LOOP
+            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO service_role', v_proc);
+        END LOOP;
+    END IF;
+
+    -- 7. authenticated: the e-mails that were sent to them.
+    IF to_regrole('authenticated') IS NOT NULL THEN
+        GRANT SELECT ON TABLE public.email_queue TO authenticated;
+        PERFORM postroom.make_policy('public.email_queue', 'postroom: authenticated may read their own',
+            $policy$FOR SELECT TO authenticated USING (
+                lower(to_email) = lower(NULLIF(
+                    NULLIF(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email', ''
+                ))
+            )$policy$);
+    END IF;
+
+    -- 8. The application's own roles.
+    FOR v_role IN SELECT app.name FROM postroom.app_roles AS app WHERE to_regrole(quote_ident(app.name)) IS NOT NULL LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', v_role);
+        EXECUTE format('GRANT SELECT, INSERT ON TABLE public.email_queue TO %I', v_role);
+        EXECUTE format(
+            'GRANT EXECUTE ON FUNCTION public.enqueue_email(
+                text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
+            ) TO %I', v_role
+        );
+        PERFORM postroom.make_policy('public.email_queue', left('postroom: app role ' || v_role || ' may read', 63),
+            format('FOR SELECT TO %I USING (true)', v_role));
+        PERFORM postroom.make_policy('public.email_queue', left('postroom: app role ' || v_role || ' may insert', 63),
+            format('FOR INSERT TO %I WITH CHECK (true)', v_role));
+    END LOOP;
+END;
+$$;
+
+-- make_policy: a policy of ours, where it is not there yet.
+CREATE OR REPLACE FUNCTION postroom.make_policy(p_table regclass, p_name text, p_rest text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM pg_catalog.pg_policy AS policy WHERE policy.polrelid = p_table AND policy.polname = p_name
+    ) THEN
+        EXECUTE format('CREATE POLICY %I ON %s %s', p_name, p_table, p_rest);
+    END IF;
+END;
+$$;
