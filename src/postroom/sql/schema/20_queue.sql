@@ -41,7 +41,7 @@ AS $$
         CASE WHEN fact.ended AND p_verdict <> 'done' AND fate.reason IS NULL THEN
             GREATEST(
                 postroom.retry_delay(p_queue, COALESCE(p_attempts, 0) + 1) * (1 + 0.1 * random()),
-                make_interval(secs => LEAST(p_retry_after, 86400))
+                make_interval(secs => CASE WHEN p_retry_after > 86400 THEN 86400 ELSE p_retry_after END)
             )
         END,
         CASE

@@ -323,7 +323,7 @@ BEGIN
         IF v_recipient.amount IS NOT NULL THEN
             v_spot := array_position(v_keys, postroom.recipient_key(p_to_emails[v_mail]));
             -- A ticket's turn: whoever stands in line before it has slots of his own.
-            IF v_free[v_spot] <= CASE WHEN v_high OR p_tickets[v_mail] THEN 0 ELSE v_waiting[v_spot] END THEN
+            IF (v_free[v_spot] <= CASE WHEN v_high OR p_tickets[v_mail] THEN 0 ELSE v_waiting[v_spot] END) THEN
                 waits_for := 'limit:' || v_keys[v_spot];
             END IF;
         END IF;

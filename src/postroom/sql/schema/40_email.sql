@@ -490,7 +490,7 @@ AS $$
             CASE WHEN state.status = 'sent' THEN clock_timestamp() ELSE email_queue.sent_at END,
             CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE email_queue.failed_at END,
             postroom.log_attempt(email_queue.attempt_log, outcome.entry),
-            NULL,
+            NULL::uuid,
             clock_timestamp()
         FROM postroom.next_state(
             'email', outcome.verdict, outcome.reply, outcome.retry_after,

@@ -309,7 +309,7 @@ AS $$
             CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
             CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE webhook_retry_queue.failed_at END,
             postroom.log_attempt(webhook_retry_queue.attempt_log, outcome.entry),
-            NULL,
+            NULL::uuid,
             clock_timestamp()
         FROM postroom.next_state(
             'webhook', outcome.verdict, outcome.reply, outcome.retry_after,
