@@ -1,0 +1,120 @@
+"""E-mail's part of the engine: what a claim, an attempt and its end are for an e-mail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from postroom import log
+from postroom.email.message import OutgoingEmail
+from postroom.email.store import EmailStore
+from postroom.email.transports.failover import Failover
+from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
+
+START_GOOD_S = 0.25
+"""A slot of a limit is good for 250 ms: then the mail's transaction has begun, or it is taken anew."""
+
+BEYOND_MAX = 500
+
+_log = log.get_logger()
+
+
+class Delivery:
+    """
+    The e-mail queue, as the engine sees it (postroom.queue.claim.Work).
+
+    Args:
+        transport: The transports of POSTROOM_TRANSPORT, in their order.
+    """
+
+    queue = "email"
+    start_good_s = START_GOOD_S
+
+    def __init__(self, store: EmailStore, transport: Failover) -> None:
+        self.store = store
+        self.transport = transport
+        self._beyond = 0
+        self._planned = 0
+        self._published: set[asyncio.Task[None]] = set()
+        transport.on_change = self._publish_pauses
+
+    async def claim(self, worker: UUID, limit: int, before: datetime | None) -> list[Claim[OutgoingEmail]]:
+        # Rows whose recipient's limit is reached are planned away as they turn up; while they stand in front, more
+        # are claimed than the global limit has slots for, so that they hold up nobody.
+        self._beyond = min(self._beyond * 2 + 10, BEYOND_MAX) if self._planned else 0
+        self._planned = 0
+        return await self.store.claim(worker, limit, before, self._beyond)
+
+    async def begin(
+        self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]
+    ) -> list[Begun]:
+        return await self.store.begin(worker, asked, begun)
+
+    async def settle(
+        self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]
+    ) -> list[Settled]:
+        return await self.store.settle(worker, settlements)
+
+    async def extend(self, worker: UUID, claims: Sequence[Claim[OutgoingEmail]]) -> set[UUID]:
+        return await self.store.extend(worker, claims)
+
+    async def wait_s(self) -> float | None:
+        return await self.store.wait_s()
+
+    async def tend(self) -> None:
+        await self.store.tend()
+
+    async def attempt(self, claim: Claim[OutgoingEmail], start: Start) -> str:
+        return await self.transport.send(claim.item, start)
+
+    def paused_s(self) -> float:
+        return self.transport.paused_for_s() or 0.0
+
+    def claim_limit(self, room: int) -> int:
+        return 1 if self.transport.pauses() else room
+
+    def report(self, settlement: Settlement[OutgoingEmail], settled: Settled | None) -> None:
+        email, outcome = settlement.claim.item, settlement.outcome
+        facts: dict[str, object] = {"id": str(email.id), "to": email.to_email, "email_type": email.email_type}
+        if outcome is not None:
+            facts |= {"outcome": settlement.verdict, "reply": outcome.reply, "attempt_ms": settlement.attempt_ms}
+        if settled is None:
+            _log.warning("email.late", lease_no=settlement.claim.lease_no, **facts)
+            return
+        facts["attempts"] = settled.attempts
+        if settled.status == "sent":
+            if settlement.ended_at is not None and settled.created_at is not None:
+                facts["total_ms"] = round((settlement.ended_at - settled.created_at).total_seconds() * 1000)
+            _log.info("email.sent", **facts)
+        elif settled.status == "dead_letter":
+            _log.error("email.dead_letter", **facts)
+        else:
+            next_at = settled.next_retry_at.isoformat() if settled.next_retry_at else None
+            _log.warning("email.put_back", next_retry_at=next_at, **facts)
+
+    def report_put_back(self, claim: Claim[OutgoingEmail], begun: Begun) -> None:
+        if begun.waits_for is not None and begun.waits_for.startswith("limit:email:recipient:"):
+            self._planned += 1
+        _log.info(
+            "email.waits" if begun.state == "waits" else "email.lease_lost",
+            id=str(claim.id),
+            waits_for=begun.waits_for,
+            until=begun.due_at.isoformat() if begun.due_at else None,
+        )
+
+    def _publish_pauses(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
+        if pause_s is not None:
+            _log.warning("transport.paused", transport=name, pause_s=round(pause_s, 1), reason=reason, failures=failures)
+        else:
+            _log.info("transport.resumed", transport=name)
+        task = asyncio.create_task(self._publish(name, pause_s, reason, failures))
+        self._published.add(task)
+        task.add_done_callback(self._published.discard)
+
+    async def _publish(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
+        try:
+            await self.store.publish_pause(name, pause_s, reason, failures)
+        except Exception as error:
+            _log.warning("transport.not_published", transport=name, error=str(error))

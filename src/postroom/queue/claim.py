@@ -1,0 +1,145 @@
+"""What the engine works on, and what a queue brings to it: its SQL and its attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from postroom.queue.outcome import Outcome
+
+T = TypeVar("T")
+
+Start = Callable[[], Awaitable[None]]
+"""Makes the attempt's start durable; raises NotStarted where it may not begin. See Starts.begin."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim(Generic[T]):
+    """
+    One row that this worker holds.
+
+    Attributes:
+        item: What the attempt is about.
+        lease_no: Names the lease; every settle must bring it.
+        lease_s: How long a lease lasts, in seconds.
+        leased_until: Until when the row is surely ours, by time.monotonic(): counted from before the
+            statement that took the lease.
+        started: Whether the start mark is durable.
+        start_good_until: Until when that start may be used, by time.monotonic().
+    """
+
+    id: UUID
+    item: T
+    lease_no: int
+    lease_s: float
+    leased_until: float
+    started: bool = False
+    start_good_until: float = 0.0
+
+    def lease_left_s(self) -> float:
+        """Seconds for which the row is surely ours."""
+        return self.leased_until - monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the database said to one start: `begun`, `waits` (put back) or `late` (the lease is lost)."""
+
+    id: UUID
+    state: str
+    waits_for: str | None = None
+    due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A row after it was settled."""
+
+    id: UUID
+    status: str
+    attempts: int
+    next_retry_at: datetime | None
+    created_at: datetime | None
+
+
+@dataclass(slots=True, eq=False)
+class Settlement(Generic[T]):
+    """
+    How a claim ended: to be written down.
+
+    Attributes:
+        verdict: A Verdict, or `released`: it never started.
+        outcome: None where it never started.
+        attempt_ms: How long the attempt took.
+        ended_at: When it ended, for the row's log; the database's clock decides everything else.
+    """
+
+    claim: Claim[T]
+    verdict: str
+    outcome: Outcome | None = None
+    attempt_ms: int = 0
+    ended_at: datetime | None = None
+    tries: int = field(default=0)
+
+
+class Work(Protocol[T]):
+    """
+    One queue, as the engine sees it.
+
+    Attributes:
+        queue: `email` or `webhook`: names the channel that wakes its workers.
+        start_good_s: How long a start may be used before it must be taken anew, in seconds.
+    """
+
+    queue: str
+    start_good_s: float
+
+    async def claim(self, worker: UUID, limit: int, before: datetime | None) -> list[Claim[T]]:
+        """Lease up to `limit` due rows; with `before`, only those that were due then."""
+        ...
+
+    async def begin(
+        self, worker: UUID, asked: Sequence[Claim[T]], begun: Sequence[Claim[T]]
+    ) -> list[Begun]:
+        """Make the starts of `asked` durable; `begun` are the worker's other attempts in flight."""
+        ...
+
+    async def settle(self, worker: UUID, settlements: Sequence[Settlement[T]]) -> list[Settled]:
+        """Write outcomes down; rows whose lease has passed on are not among the answers."""
+        ...
+
+    async def extend(self, worker: UUID, claims: Sequence[Claim[T]]) -> set[UUID]:
+        """Take another lease of rows that are held; returns those that are still ours."""
+        ...
+
+    async def wait_s(self) -> float | None:
+        """Seconds until something is due: 0 now, None nothing at all."""
+        ...
+
+    async def tend(self) -> None:
+        """What a worker does for its queue now and then, such as planning anew what waits for a limit."""
+        ...
+
+    async def attempt(self, claim: Claim[T], start: Start) -> str:
+        """Do it. Returns what the other side said; raises SendError, or lets NotStarted from `start` pass."""
+        ...
+
+    def paused_s(self) -> float:
+        """Seconds for which nothing can be attempted; 0 where it can."""
+        ...
+
+    def claim_limit(self, room: int) -> int:
+        """How many to claim where there is room for `room`: one, to try a transport that was down."""
+        ...
+
+    def report(self, settlement: Settlement[T], settled: Settled | None) -> None:
+        """Say in the log how an attempt ended; `settled` is None where the lease had passed on."""
+        ...
+
+    def report_put_back(self, claim: Claim[T], begun: Begun) -> None:
+        """Say in the log that a claim may not begin."""
+        ...

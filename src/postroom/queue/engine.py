@@ -1,0 +1,408 @@
+"""
+The engine: claim, attempt, settle. It knows neither e-mail nor webhooks.
+
+A worker keeps a small buffer of claimed rows filled while it works, attempts as many at once as its
+concurrency says, and settles behind them in batches. Whatever happens to it, the rows tell the truth: a lease
+that ends unstarted counts in nothing, and one that ends started is an uncertain outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Generic, TypeVar
+from uuid import UUID, uuid4
+
+import orjson
+
+from postroom import log
+from postroom.database.connect import Database
+from postroom.errors import DatabaseUnavailable, NotStarted
+from postroom.queue.claim import Claim, Settled, Settlement, Work
+from postroom.queue.outcome import Outcome, Verdict, outcome_of
+from postroom.queue.settles import Settles
+from postroom.queue.starts import Starts
+
+T = TypeVar("T")
+
+POLL_S_MAX = 1.0
+"""A sleeping worker looks for work at least this often: correctness rests on it, not on NOTIFY."""
+
+LIE_DOWN_S = (0.02, 0.1)
+"""The first looks after lying down: an insert that was open meanwhile did not see the sleeper."""
+
+HEARTBEAT_S = 5.0
+TEND_S = 1.0
+BUFFER_PER_ATTEMPT = 4
+"""Rows in the buffer for each attempt that may be in flight: enough to hide a claim's time."""
+
+UNSETTLED_MAX = 2_000
+"""Outcomes that may wait for the database; beyond, nothing new is attempted."""
+
+_log = log.get_logger()
+
+
+@dataclass
+class Pass:
+    """What one pass over what is due came to."""
+
+    done: int = 0
+    failed: int = 0
+    put_back: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+class Engine(Generic[T]):
+    """
+    One worker of one queue.
+
+    Args:
+        work: The queue's SQL and its attempt.
+        concurrency: Attempts in flight at once.
+        attempt_deadline_s: After this many seconds an attempt is given up; its outcome is uncertain
+            where it had started.
+        version: Of the program, for the table of workers.
+    """
+
+    def __init__(
+        self,
+        work: Work[T],
+        database: Database,
+        *,
+        concurrency: int = 20,
+        attempt_deadline_s: float = 600.0,
+        version: str = "",
+    ) -> None:
+        self.id = uuid4()
+        self.work = work
+        self._database = database
+        self._concurrency = concurrency
+        self._deadline_s = attempt_deadline_s
+        self._version = version
+        self._starts = Starts(work, self.id)
+        self._settles = Settles(work, self.id, self._starts.begun)
+        self._buffer: deque[Claim[T]] = deque()
+        self._ready = asyncio.Condition()
+        self._room = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._in_flight: dict[UUID, Claim[T]] = {}
+        self._stopping = False
+        self._pass = Pass()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """
+        Work until `stop` is set, then drain: no new leases, attempts in flight are finished and settled, rows
+        in the buffer are given back.
+        """
+        await self._register(patient=True)
+        listener = self._database.listen([f"postroom_{self.work.queue}"], lambda *_: self._woken.set())
+        helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
+        helpers.append(asyncio.create_task(self._tend()))
+        attempters = [asyncio.create_task(self._attempter()) for _ in range(self._concurrency)]
+        fetcher = asyncio.create_task(self._fetch())
+        _log.info("worker.started", queue=self.work.queue, worker=str(self.id), concurrency=self._concurrency)
+        try:
+            stopper = asyncio.create_task(stop.wait())
+            await asyncio.wait([stopper, fetcher], return_when=asyncio.FIRST_COMPLETED)
+            stopper.cancel()
+            if fetcher.done():
+                fetcher.result()
+        finally:
+            self._stopping = True
+            fetcher.cancel()
+            await asyncio.gather(fetcher, return_exceptions=True)
+            await self._drain(attempters)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await listener.close()
+            await self._forget()
+            _log.info("worker.stopped", queue=self.work.queue, worker=str(self.id))
+
+    async def run_pass(self, *, until_nothing_due: bool = False, limit_s: float = 3_600.0) -> Pass:
+        """
+        Attempt what is due now, once, and return what came of it.
+
+        Args:
+            until_nothing_due: Also what becomes due meanwhile, as `worker --drain` wants it.
+            limit_s: After this many seconds no more rows are claimed.
+
+        Raises:
+            DatabaseUnavailable: The database is away; what was begun is settled when it is back.
+        """
+        await self._register(patient=False)
+        before = None if until_nothing_due else await self._database.fetchval("SELECT clock_timestamp()")
+        helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
+        attempters = [asyncio.create_task(self._attempter()) for _ in range(self._concurrency)]
+        ends = monotonic() + limit_s
+        try:
+            while monotonic() < ends and not self._stopping:
+                if self.work.paused_s() > 0:
+                    await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
+                    break
+                if claims := await self._claim(self._space(), before):
+                    await self._put(claims)
+                    await self._wait_for_room()
+                elif self._buffer or self._in_flight or self._settles.open:
+                    await asyncio.sleep(0.002)
+                else:
+                    break
+        finally:
+            self._stopping = True
+            await self._drain(attempters)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await self._forget()
+        self._pass.put_back += len(self._starts.put_back)
+        return self._pass
+
+    async def attempt_now(self, claim: Claim[T]) -> tuple[Outcome, Settled | None]:
+        """
+        Attempt a row that was made for this worker and is marked as begun, and settle it.
+
+        A transport that is down makes it a dead letter: somebody waits for the answer.
+        """
+        self._starts.begun[claim.id] = claim
+        self._in_flight[claim.id] = claim
+        try:
+            settlement = await self._attempt(claim)
+        finally:
+            self._in_flight.pop(claim.id, None)
+        if settlement is None:
+            outcome = Outcome(Verdict.TEMPORARY, "the attempt could not begin")
+            settlement = Settlement(claim, "abandoned", outcome, ended_at=datetime.now(UTC))
+        elif settlement.verdict == Verdict.TRANSPORT_DOWN:
+            settlement.verdict = "abandoned"
+        settled = await self._settles.settle(settlement)
+        assert settlement.outcome is not None
+        return settlement.outcome, settled
+
+    def begun(self) -> list[Claim[T]]:
+        """The attempts that have begun and are not settled."""
+        return list(self._starts.begun.values())
+
+    async def stand_by(self, stop: asyncio.Event) -> None:
+        """Hold a worker's row and its leases, for attempt_now(), without claiming anything."""
+        await self._register(patient=True)
+        helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
+        try:
+            await stop.wait()
+        finally:
+            while self._in_flight:
+                await asyncio.sleep(0.01)
+            await self._settles.flush()
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await self._forget()
+
+    # Claiming
+
+    async def _fetch(self) -> None:
+        again_s = 0.1
+        while True:
+            try:
+                await self._fetch_once()
+                again_s = 0.1
+            except DatabaseUnavailable as error:
+                _log.warning("database.away", queue=self.work.queue, error=str(error), again_s=round(again_s, 1))
+                await asyncio.sleep(again_s)
+                again_s = min(again_s * 2, 5.0)
+            except Exception as error:
+                # Ours, or a person's in the database: it must not end the worker.
+                _log.error("claim.failed", queue=self.work.queue, error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(again_s)
+                again_s = min(again_s * 2, 5.0)
+
+    async def _fetch_once(self) -> None:
+        if (paused_s := self.work.paused_s()) > 0:
+            await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
+            await asyncio.sleep(min(paused_s, POLL_S_MAX))
+            return
+        await self._wait_for_room()
+        self._woken.clear()
+        if claims := await self._claim(self._space(), None):
+            await self._put(claims)
+            return
+        await self._sleep()
+
+    async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
+        if space <= 0:
+            return []
+        return await self.work.claim(self.id, self.work.claim_limit(space), before)
+
+    async def _sleep(self) -> None:
+        """Lie down: say so, look once more, and wait to be woken, for the next due row, or to poll."""
+        wait_s = await self.work.wait_s()
+        if wait_s is not None and wait_s <= 0.002:
+            return
+        await self._register(patient=False, asleep=True)
+        for look_s in (0.0, *LIE_DOWN_S, POLL_S_MAX):
+            limit_s = look_s if wait_s is None else min(look_s, wait_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._woken.wait()
+            wait_s = await self.work.wait_s()
+            if self._woken.is_set() or (wait_s is not None and wait_s <= 0.002):
+                return
+
+    def _space(self) -> int:
+        return self._concurrency * BUFFER_PER_ATTEMPT - len(self._buffer)
+
+    async def _wait_for_room(self) -> None:
+        while (
+            self._space() < self._concurrency * BUFFER_PER_ATTEMPT // 2 or self._settles.open > UNSETTLED_MAX
+        ):
+            self._room.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._room.wait()
+
+    async def _put(self, claims: list[Claim[T]]) -> None:
+        async with self._ready:
+            self._buffer.extend(claims)
+            self._ready.notify(len(claims))
+
+    async def _give_back_buffer(self, verdict: str) -> None:
+        while self._buffer:
+            claim = self._buffer.popleft()
+            if claim.lease_left_s() > 0:
+                self._settles.settle(Settlement(claim, verdict))
+        await self._settles.flush()
+
+    # Attempting
+
+    async def _attempter(self) -> None:
+        while True:
+            async with self._ready:
+                while not self._buffer:
+                    if self._stopping:
+                        return
+                    await self._ready.wait()
+                claim = self._buffer.popleft()
+                # In flight from here on: nobody may see it in neither place.
+                self._in_flight[claim.id] = claim
+            self._room.set()
+            try:
+                if (settlement := await self._attempt(claim)) is not None:
+                    self._settles.settle(settlement)
+                    self._count(settlement)
+            finally:
+                del self._in_flight[claim.id]
+
+    async def _attempt(self, claim: Claim[T]) -> Settlement[T] | None:
+        """One attempt; None where it did not begin: then the row is put back already, or not ours."""
+        began = monotonic()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                reply = await self.work.attempt(claim, lambda: self._starts.begin(claim))
+            outcome = Outcome(Verdict.DONE, reply)
+        except NotStarted:
+            return self._not_started(claim)
+        except TimeoutError:
+            reason = f"no end after {self._deadline_s:g} s"
+            outcome = Outcome(Verdict.UNCERTAIN if claim.started else Verdict.TEMPORARY, reason)
+        except Exception as error:
+            outcome = outcome_of(error, started=claim.started)
+        took_ms = round((monotonic() - began) * 1000)
+        return Settlement(claim, str(outcome.verdict), outcome, took_ms, datetime.now(UTC))
+
+    def _not_started(self, claim: Claim[T]) -> Settlement[T] | None:
+        if claim.started:
+            # Begun, and then a second start was refused (its slots had grown old): given back uncounted.
+            return Settlement(claim, "released")
+        return None
+
+    def _count(self, settlement: Settlement[T]) -> None:
+        if settlement.verdict == Verdict.DONE:
+            self._pass.done += 1
+        elif settlement.outcome is not None:
+            if settlement.verdict != Verdict.TRANSPORT_DOWN:
+                self._pass.failed += 1
+            if len(self._pass.errors) < 20:
+                self._pass.errors.append(f"{settlement.claim.id}: {settlement.outcome.reply}")
+
+    # Ending
+
+    async def _drain(self, attempters: list[asyncio.Task[None]]) -> None:
+        await self._give_back_buffer("released")
+        async with self._ready:
+            self._ready.notify_all()
+        await asyncio.gather(*attempters, return_exceptions=True)
+        await self._settles.flush()
+
+    # Staying alive
+
+    async def _register(self, *, patient: bool, asleep: bool = False) -> None:
+        while True:
+            try:
+                await self._database.execute(
+                    "SELECT postroom.register_worker($1, $2, $3, $4, $5, $6, $7::text::jsonb)",
+                    self.id,
+                    self.work.queue,
+                    socket.gethostname(),
+                    os.getpid(),
+                    self._version,
+                    asleep,
+                    orjson.dumps(self._settles.counts).decode(),
+                )
+                return
+            except DatabaseUnavailable as error:
+                if not patient:
+                    raise
+                _log.warning("database.away", queue=self.work.queue, error=str(error))
+                await asyncio.sleep(1.0)
+
+    async def _forget(self) -> None:
+        with suppress(Exception):
+            await self._database.execute("SELECT postroom.forget_worker($1)", self.id)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            with suppress(DatabaseUnavailable):
+                tag = await self._database.execute(
+                    "UPDATE postroom.workers SET seen_at = clock_timestamp(), settled = $2::text::jsonb WHERE id = $1",
+                    self.id,
+                    orjson.dumps(self._settles.counts).decode(),
+                )
+                if tag == "UPDATE 0":  # somebody has deleted it: without it nothing can be begun
+                    await self._register(patient=False)
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_S)
+            try:
+                await self.work.tend()
+            except DatabaseUnavailable:
+                pass
+            except Exception as error:
+                _log.error("tend.failed", queue=self.work.queue, error=f"{type(error).__name__}: {error}")
+
+    async def _extend(self) -> None:
+        """Take another lease of what is held for longer than half of one."""
+        while True:
+            held = [*self._buffer, *self._in_flight.values(), *self._starts.begun.values()]
+            shortest_s = min((claim.lease_s for claim in held), default=1.0)
+            await asyncio.sleep(min(shortest_s / 5, 1.0))
+            old = {claim.id: claim for claim in held if claim.lease_left_s() < claim.lease_s / 2}
+            if not old:
+                continue
+            asked_at = monotonic()
+            try:
+                ours = await self.work.extend(self.id, list(old.values()))
+            except Exception as error:
+                _log.warning("lease.not_extended", queue=self.work.queue, rows=len(old), error=str(error))
+                continue
+            for claim in old.values():
+                if claim.id in ours:
+                    claim.leased_until = asked_at + claim.lease_s
+                elif claim in self._buffer:
+                    self._buffer.remove(claim)

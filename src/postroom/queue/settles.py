@@ -1,0 +1,94 @@
+"""Settling in the background: outcomes are written down in batches of whatever has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from postroom import log
+from postroom.errors import DatabaseUnavailable
+from postroom.queue.claim import Claim, Settled, Settlement, Work
+
+T = TypeVar("T")
+
+BATCH_MAX = 500
+"""Outcomes in one statement, at most."""
+
+AGAIN_S_MIN, AGAIN_S_MAX = 0.1, 5.0
+"""The wait before a settle is repeated, where the database is away."""
+
+_log = log.get_logger()
+
+
+class Settles(Generic[T]):
+    """
+    Writes outcomes down, in order, until each is recorded.
+
+    A settle whose answer was lost is repeated: the lease number makes the second one change nothing.
+
+    Args:
+        begun: The attempts in flight, as Starts keeps them; a settled one is taken out.
+    """
+
+    def __init__(self, work: Work[T], worker: UUID, begun: dict[UUID, Claim[T]]) -> None:
+        self._work = work
+        self._worker = worker
+        self._begun = begun
+        self._waiting: list[tuple[Settlement[T], asyncio.Future[Settled | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.counts: dict[str, int] = {}
+
+    @property
+    def open(self) -> int:
+        """How many outcomes are not recorded yet."""
+        return len(self._waiting)
+
+    def settle(self, settlement: Settlement[T]) -> asyncio.Future[Settled | None]:
+        """
+        Take an outcome; it is recorded soon, and surely before `flush` returns.
+
+        Returns:
+            The row as it is then; None where its lease had passed on.
+        """
+        future: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((settlement, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return future
+
+    async def flush(self) -> None:
+        """Return once every outcome that was taken is recorded."""
+        while self._task is not None and not self._task.done():
+            await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        again_s = AGAIN_S_MIN
+        while self._waiting:
+            batch = self._waiting[:BATCH_MAX]
+            settlements = [settlement for settlement, _ in batch]
+            try:
+                rows = {row.id: row for row in await self._work.settle(self._worker, settlements)}
+            except Exception as error:
+                # The row is kept in memory: it must not be attempted again while its outcome is known.
+                if not isinstance(error, DatabaseUnavailable) or again_s == AGAIN_S_MIN:
+                    _log.warning("settle.repeated", queue=self._work.queue, rows=len(batch), error=str(error))
+                for settlement in settlements:
+                    settlement.tries += 1
+                await asyncio.sleep(again_s)
+                again_s = min(again_s * 2, AGAIN_S_MAX)
+                continue
+            again_s = AGAIN_S_MIN
+            del self._waiting[: len(batch)]
+            for settlement, future in batch:
+                self._record(settlement, rows.get(settlement.claim.id))
+                if not future.done():
+                    future.set_result(rows.get(settlement.claim.id))
+
+    def _record(self, settlement: Settlement[T], settled: Settled | None) -> None:
+        claim = settlement.claim
+        if self._begun.get(claim.id) is claim:
+            del self._begun[claim.id]
+        self.counts[settlement.verdict] = self.counts.get(settlement.verdict, 0) + 1
+        if settlement.outcome is not None or settled is None:
+            self._work.report(settlement, settled)

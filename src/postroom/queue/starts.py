@@ -1,0 +1,94 @@
+"""Durable starts: the mark that an attempt has begun is committed before the transport is called."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from postroom import log
+from postroom.errors import DatabaseUnavailable, NotStarted
+from postroom.queue.claim import Begun, Claim, Work
+
+T = TypeVar("T")
+
+BATCH_MAX = 200
+"""Starts in one statement, at most."""
+
+LEASE_LEFT_MIN_S = 0.2
+"""A row whose lease ends sooner is not begun: another worker may be about to take it."""
+
+_log = log.get_logger()
+
+
+class Starts(Generic[T]):
+    """
+    Groups the starts of a worker: whatever waits when the last statement is answered goes next.
+
+    Without the mark a kill -9 would blame every mail in the buffer; with a statement for each the
+    database would be the limit. There is no timer: a single start waits for nobody.
+    """
+
+    def __init__(self, work: Work[T], worker: UUID) -> None:
+        self._work = work
+        self._worker = worker
+        self._waiting: list[tuple[Claim[T], asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.begun: dict[UUID, Claim[T]] = {}
+        self.statements = 0
+        self.put_back: list[Begun] = []
+
+    async def begin(self, claim: Claim[T]) -> None:
+        """
+        Return once the start of this attempt is durable and still good.
+
+        Raises:
+            NotStarted: The row must wait for a limit, its lease is lost, or the database is away.
+        """
+        while not claim.started or monotonic() > claim.start_good_until:
+            if claim.lease_left_s() < LEASE_LEFT_MIN_S:
+                raise NotStarted("the lease is about to end")
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((claim, future))
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run())
+            await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch = [(claim, future) for claim, future in self._waiting[:BATCH_MAX] if not future.done()]
+            del self._waiting[:BATCH_MAX]
+            if batch:
+                await self._begin_batch(batch)
+
+    async def _begin_batch(self, batch: list[tuple[Claim[T], asyncio.Future[None]]]) -> None:
+        asked_at = monotonic()
+        claims = [claim for claim, _ in batch]
+        self.statements += 1
+        try:
+            answers = {
+                begun.id: begun
+                for begun in await self._work.begin(self._worker, claims, list(self.begun.values()))
+            }
+        except Exception as error:
+            # Whether the mark was written is not known; the next start writes the list anew, without it.
+            reason = "the database is away" if isinstance(error, DatabaseUnavailable) else str(error)
+            _log.warning("start.failed", queue=self._work.queue, rows=len(batch), error=reason)
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(NotStarted(reason))
+            return
+        for claim, future in batch:
+            answer = answers.get(claim.id) or Begun(claim.id, "late")
+            if answer.state == "begun":
+                claim.started = True
+                claim.start_good_until = asked_at + self._work.start_good_s
+                self.begun[claim.id] = claim
+                if not future.done():
+                    future.set_result(None)
+            else:
+                self.put_back.append(answer)
+                self._work.report_put_back(claim, answer)
+                if not future.done():
+                    future.set_exception(NotStarted(answer.waits_for or "the lease is lost"))
