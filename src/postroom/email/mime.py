@@ -1,0 +1,206 @@
+"""
+A row as the bytes of an e-mail.
+
+Rendering is a function of the row: the same row gives the same bytes at every attempt, so that
+receivers and providers can tell a repetition (docs/decisions/0006). Message-ID and boundary come
+from the id, the Date from created_at. A row without one, which only an old caller can have
+written, is dated 1970: the field must be there, and must be the same each time.
+
+The bytes are put together by hand, since the standard library's EmailMessage takes 3 ms a mail
+and this 0.03 ms; a property test holds the two equal in meaning. What is built is 7-bit clean, in
+lines of at most 998 bytes that all end in CRLF, so no extension of SMTP is needed for it and no
+bare CR or LF can smuggle a second mail. The one exception is an address whose local part is
+not ASCII: it can only be written in UTF-8 (SMTPUTF8, RFC 6531).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from base64 import b64encode
+from binascii import b2a_qp
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from postroom.email.address import Mailbox, check_text, parse_mailbox
+from postroom.email.headers import (
+    LINE_BYTES_MAX,
+    address_header,
+    check_headers,
+    check_line,
+    further_header,
+    text_header,
+)
+from postroom.email.message import OutgoingEmail
+from postroom.email.plaintext import plain_text
+from postroom.errors import InvalidEmail, PermanentFailure
+
+_COLUMNS = {"to": "to_email", "from": "from_email"}
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DATE_OF_NONE = b"Thu, 01 Jan 1970 00:00:00 +0000"
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_PRINTABLE = bytes(range(32, 127)) + b"\t\r\n"
+_QP_LITERAL = bytes(range(33, 61)) + bytes(range(62, 127)) + b" \t\r\n"
+# Smaller e-mails take less time than a thread does.
+_IN_A_THREAD_CHARACTERS_MIN = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedEmail:
+    """
+    An e-mail as SMTP takes it, dots not yet stuffed.
+
+    Attributes:
+        content: Headers and body, CRLF at the end of each line, the last one too.
+        sender: The address for MAIL FROM, its domain in ASCII.
+        recipient: The address for RCPT TO, its domain in ASCII.
+        message_id: With its angle brackets.
+        needs_smtputf8: Whether an address has no ASCII form, and content is UTF-8 there.
+    """
+
+    content: bytes = field(repr=False)
+    sender: str
+    recipient: str
+    message_id: str
+    needs_smtputf8: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedEmail:
+    """The parts of an e-mail that can be sent, each of them checked; see check_row()."""
+
+    sender: Mailbox
+    recipient: Mailbox
+    reply_to: Mailbox | None
+    subject: str = field(repr=False)
+    html: str = field(repr=False)
+    text: str | None = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether one of the addresses has no ASCII form."""
+        mailboxes = (self.sender, self.recipient, self.reply_to)
+        return any(mailbox.needs_smtputf8 for mailbox in mailboxes if mailbox)
+
+
+async def rendered(email: OutgoingEmail) -> RenderedEmail:
+    """Render without holding up the event loop: a large e-mail is rendered in a thread."""
+    if len(email.html) + len(email.text or "") < _IN_A_THREAD_CHARACTERS_MIN:
+        return render(email)
+    return await asyncio.to_thread(render, email)
+
+
+def render(email: OutgoingEmail) -> RenderedEmail:
+    """
+    Render one e-mail.
+
+    Raises:
+        PermanentFailure: The row can never be sent; the text names the column and says why.
+    """
+    checked = check_row(email)
+    message_id = message_id_of(email, checked.sender)
+    head = [
+        address_header("From", checked.sender),
+        address_header("To", checked.recipient),
+        address_header("Reply-To", checked.reply_to) if checked.reply_to else b"",
+        text_header("Subject", checked.subject),
+        b"Date: " + _date(email.created_at) + b"\r\n",
+        f"Message-ID: {message_id}\r\nMIME-Version: 1.0\r\n".encode(),
+        *(further_header(name, value) for name, value in checked.headers.items()),
+    ]
+    parts = [_part("html", checked.html)] if checked.html.strip() or checked.text is None else []
+    if checked.text is not None:
+        parts.insert(0, _part("plain", checked.text))
+    body = b"".join(parts[0]) if len(parts) == 1 else _alternative(email.id.hex, parts)
+    return RenderedEmail(
+        content=b"".join(head) + body,
+        sender=checked.sender.wire_address,
+        recipient=checked.recipient.wire_address,
+        message_id=message_id,
+        needs_smtputf8=checked.needs_smtputf8,
+    )
+
+
+def check_row(email: OutgoingEmail) -> CheckedEmail:
+    """
+    Check a row, whoever wrote it, and make its plain part where it has none.
+
+    Raises:
+        PermanentFailure: The row can never be sent; the text names the column and says why.
+    """
+    if email.from_email is None or not email.from_email.strip():
+        raise PermanentFailure("from_email: no sender; set POSTROOM_FROM, or name one in the e-mail")
+    try:
+        sender = parse_mailbox("from", email.from_email, named=True)
+        recipient = parse_mailbox("to", email.to_email, named=False)
+        reply_to = parse_mailbox("reply_to", email.reply_to, named=True) if email.reply_to else None
+        subject = check_line("subject", email.subject)
+        headers = check_headers(email.headers)
+        html = check_text("html", email.html)
+        text = check_text("text", email.text) if email.text is not None else None
+    except InvalidEmail as error:
+        raise PermanentFailure(f"{_COLUMNS.get(error.field, error.field)}: {error.problem}") from None
+    if text is None and html.strip():
+        text = plain_text(html)
+    return CheckedEmail(sender, recipient, reply_to, subject, html, text, headers)
+
+
+def message_id_of(email: OutgoingEmail, sender: Mailbox) -> str:
+    """The Message-ID, the same at every attempt, through whichever transport."""
+    return f"<{email.id}@{sender.ascii_domain}>"
+
+
+def _date(moment: datetime | None) -> bytes:
+    """RFC 5322, in UTC, whatever locale the process has."""
+    if moment is None:
+        return _DATE_OF_NONE
+    try:
+        utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:  # 'infinity' comes as year 9999, which has no later zone
+        return _DATE_OF_NONE
+    return (
+        f"{_DAYS[utc.weekday()]}, {utc.day:02} {_MONTHS[utc.month - 1]} {utc.year:04} "
+        f"{utc.hour:02}:{utc.minute:02}:{utc.second:02} +0000"
+    ).encode()
+
+
+def _alternative(seed: str, parts: list[tuple[bytes, bytes]]) -> bytes:
+    boundary = f"=_postroom_{seed}".encode()
+    while any(boundary in body for _, body in parts):  # only a mail that quotes an earlier one
+        boundary += b"_"
+    pieces = [b'Content-Type: multipart/alternative; boundary="' + boundary + b'"\r\n\r\n']
+    for head, body in parts:
+        pieces += (b"--", boundary, b"\r\n", head, body, b"\r\n")
+    pieces += (b"--", boundary, b"--\r\n")
+    return b"".join(pieces)
+
+
+def _part(subtype: str, text: str) -> tuple[bytes, bytes]:
+    """Headers and body of one part: 7bit where that is possible, else the shorter encoding."""
+    if "\r" in text:
+        text = _LINE_BREAK.sub("\n", text)
+    if not text.endswith("\n"):
+        text += "\n"
+    data = text.replace("\n", "\r\n").encode()
+    charset = b"us-ascii" if text.isascii() else b"utf-8"
+    if text.isascii() and not data.translate(None, _PRINTABLE) and _has_short_lines(data):
+        encoding = b"7bit"
+    elif len(data) + 2 * len(data.translate(None, _QP_LITERAL)) <= len(data) * 4 // 3:
+        encoding = b"quoted-printable"
+        data = b2a_qp(data)
+    else:
+        encoding = b"base64"
+        data = _base64_lines(data)
+    head = b"Content-Type: text/%b; charset=%b\r\nContent-Transfer-Encoding: %b\r\n\r\n"
+    return head % (subtype.encode(), charset, encoding), data
+
+
+def _has_short_lines(data: bytes) -> bool:
+    return len(data) <= LINE_BYTES_MAX or max(map(len, data.split(b"\r\n"))) <= LINE_BYTES_MAX
+
+
+def _base64_lines(data: bytes) -> bytes:
+    encoded = b64encode(data)
+    return b"".join(encoded[start : start + 76] + b"\r\n" for start in range(0, len(encoded), 76))
