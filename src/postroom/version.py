@@ -1,0 +1,5 @@
+"""The program's version, from its package."""
+
+from importlib.metadata import version
+
+VERSION = version("postroom")
