@@ -67,9 +67,21 @@ _cached = lru_cache(maxsize=256)(_convert)
 
 def _without_tags(html: str) -> str:
     """Drop tags, comments, scripts and styles in one pass each; linear in the length."""
-    html = re.sub(r"(?is)<(script|style|title)\b[^<>]*>[^<]*</\1\s*>", " ", html)
+    for name in ("script", "style", "title"):
+        html = _without_element(html, name)
     html = re.sub(r"(?i)<(?:br|/p|/div|/tr|/li|/h[1-6])\b[^<>]*>", "\n", html)
-    return _tidy(unescape(re.sub(r"<[^<>]*>", " ", html)))
+    text = unescape(re.sub(r"<[^<>]*>", " ", html))
+    return _tidy(re.sub(r"(?m)^ +| +$", "", re.sub(r"[ \t]{2,}", " ", text)))
+
+
+def _without_element(html: str, name: str) -> str:
+    opening, closing = re.compile(rf"(?i)<{name}\b"), re.compile(rf"(?i)</{name}\b")
+    kept: list[str] = []
+    position = 0
+    while (start := opening.search(html, position)) and (end := closing.search(html, start.end())):
+        kept.append(html[position : start.start()])
+        position = end.start()  # at the closing tag, which is dropped with the other tags
+    return "".join(kept) + html[position:]
 
 
 def _tidy(text: str) -> str:

@@ -1,0 +1,66 @@
+"""The plain part that is made from HTML."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postroom.email.plaintext import HTML_CHARACTERS_MAX, TAGS_MAX, plain_text
+
+
+def test_html_becomes_text_that_reads_well() -> None:
+    """Links stand behind their words, unless the words say them; styles and hidden text are dropped."""
+    html = """<html><head><title>T</title><style>p {color: red}</style></head><body>
+        <div style="display: none">preheader</div><h1>Order 4711</h1>
+        <p>Dear Zoë,<br>see <a href="https://example.org/o?a=1&amp;b=2">your order</a> or
+        <a href="mailto:help@example.org">help@example.org</a>, <a href="#top">top</a>.</p>
+        <ul><li>One</li><li>Two &amp; three</li></ul>
+        <table><tr><td>Sum</td><td>1,00</td></tr></table><script>alert(1)</script></body></html>"""
+    assert plain_text(html) == (
+        "Order 4711\n\nDear Zoë,\n"
+        "see your order <https://example.org/o?a=1&b=2> or help@example.org, top.\n\n"
+        "  * One\n  * Two & three\nSum  1,00\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 20_000,
+        "<!--" * 50_000,
+        "<a href='" * 25_000,
+        "<td>x" * 50_000,
+        "<a " + " ".join(f"x{number}=1" for number in range(20_000)) + ">",
+        "<a " + "".join(f"x{number}=''" for number in range(20_000)) + ">",
+        "<div style='padding-left: 9999em'>" * 200 + "x<br>" * 1_000,
+        "<ul>" * 200 + "<li>x" * 10_000,
+        "<p>x" * 500_000,
+        "&#" * 100_000,
+        '<?xml version="1.0" encoding="utf-16"?><p>x',
+        "\ud800<p>",
+        "",
+    ],
+    ids=lambda html: html[:12],
+)
+def test_hostile_html_costs_little(html: str) -> None:
+    """No HTML takes seconds or grows into megabytes: the run's time-out of 120 s guards the rest."""
+    assert len(plain_text(html)) <= 2 * len(html) + 10_000
+
+
+@pytest.mark.parametrize("filler", ["x" * HTML_CHARACTERS_MAX, "<i>" * (TAGS_MAX + 1)])
+def test_html_beyond_the_limits_keeps_its_words(filler: str) -> None:
+    """What gets the cheap conversion loses its tags, its scripts and nothing else."""
+    text = plain_text(f"<p>first</p><script>if (a<b) code()</script><p>a &lt; b</p>{filler}<p>last</p>")
+    assert text.startswith("first\n")
+    assert "\na < b\n" in text
+    assert text.endswith("last\n")
+    assert "code" not in text
+
+
+@given(st.text(st.sampled_from("<>/='\"&;!-[]?abpdivtrli \n\t\x00\x1f é"), max_size=300))
+def test_any_html_becomes_text(html: str) -> None:
+    """Nothing makes it fail, and it is the same each time."""
+    text = plain_text(html)
+    assert text == plain_text(html)
+    assert text.endswith("\n")
