@@ -40,12 +40,14 @@ class Delivery:
         self._published: set[asyncio.Task[None]] = set()
         transport.on_change = self._publish_pauses
 
-    async def claim(self, worker: UUID, limit: int, before: datetime | None) -> list[Claim[OutgoingEmail]]:
+    async def claim(
+        self, worker: UUID, limit: int, before: datetime | None, held: int
+    ) -> list[Claim[OutgoingEmail]]:
         # Rows whose recipient's limit is reached are planned away as they turn up; while they stand in front, more
         # are claimed than the global limit has slots for, so that they hold up nobody.
         self._beyond = min(self._beyond * 2 + 10, BEYOND_MAX) if self._planned else 0
         self._planned = 0
-        return await self.store.claim(worker, limit, before, self._beyond)
+        return await self.store.claim(worker, limit, before, self._beyond - held)
 
     async def begin(
         self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]

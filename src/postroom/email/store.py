@@ -42,7 +42,7 @@ class EmailStore:
     async def claim(
         self, worker: UUID, limit: int, before: datetime | None, beyond: int
     ) -> list[Claim[OutgoingEmail]]:
-        """Lease up to `limit` due e-mails; `beyond` is how many more than the global limit has slots for."""
+        """Lease up to `limit` due e-mails; `beyond` is added to what the global limit has slots for."""
         asked_at = monotonic()
         rows = await self._database.fetch(
             "SELECT * FROM postroom.claim_emails($1, $2, $3, $4, $5)",

@@ -98,8 +98,16 @@ class Work(Protocol[T]):
     queue: str
     start_good_s: float
 
-    async def claim(self, worker: UUID, limit: int, before: datetime | None) -> list[Claim[T]]:
-        """Lease up to `limit` due rows; with `before`, only those that were due then."""
+    async def claim(
+        self, worker: UUID, limit: int, before: datetime | None, held: int
+    ) -> list[Claim[T]]:
+        """
+        Lease up to `limit` due rows.
+
+        Args:
+            before: Only those that were due then.
+            held: How many the worker holds that have not begun: they will want slots of the limits first.
+        """
         ...
 
     async def begin(

@@ -236,12 +236,15 @@ class Engine(Generic[T]):
     async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
         if space <= 0:
             return []
-        return await self.work.claim(self.id, self.work.claim_limit(space), before)
+        held = len(self._buffer) + sum(not claim.started for claim in self._in_flight.values())
+        return await self.work.claim(self.id, self.work.claim_limit(space), before, held)
 
     async def _sleep(self) -> None:
         """Lie down: say so, look once more, and wait to be woken, for the next due row, or to poll."""
         wait_s = await self.work.wait_s()
         if wait_s is not None and wait_s <= 0.002:
+            if self._in_flight:  # what is due has to wait for what is about to begin
+                await asyncio.sleep(0.005)
             return
         await self._register(patient=False, asleep=True)
         for look_s in (0.0, *LIE_DOWN_S, POLL_S_MAX):

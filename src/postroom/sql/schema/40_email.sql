@@ -6,7 +6,8 @@
 --
 -- Claiming moves the due time to the end of the lease, so one column says when a row may be taken, one
 -- index finds it, and a crashed worker costs time and nothing else. No more are claimed than the
--- global limit has slots for, and p_beyond: those that wait for it keep their place untouched.
+-- global limit has slots for, and p_beyond (below 0: what the worker holds and has not begun): those that wait
+-- for it keep their place untouched.
 --
 -- A row whose own trigger refuses the update would fail the whole batch: then the rows are
 -- taken one by one, and that one is set aside.
@@ -28,7 +29,7 @@ DECLARE
     v_lease interval := postroom.lease_length();
 BEGIN
     SELECT book.free INTO v_free FROM postroom.free_slots('email:global') AS book;
-    IF v_free = 0 THEN
+    IF v_free = 0 OR v_free + p_beyond <= 0 THEN
         RETURN;
     END IF;
     v_ids := postroom.lease_emails(p_worker, LEAST(p_limit, v_free + p_beyond), v_lease, p_from, p_before);
