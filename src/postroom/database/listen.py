@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from postroom import log
 from postroom.database.connection import Connection
 from postroom.errors import PostroomError
+
+_log = log.get_logger()
 
 Connect = Callable[[float], Awaitable[Connection | None]]
 
@@ -55,8 +58,9 @@ class Listener:
                     return
                 again_s = _AGAIN_S_MIN
                 await self._listen(connection)
-            except PostroomError:
-                pass  # correctness rests on polling; this only wakes
+            except PostroomError as error:
+                # Correctness rests on polling, this only wakes: no error, but slower.
+                _log.warning("listener.lost", error=str(error), again_s=again_s)
             await asyncio.sleep(again_s)
             again_s = min(again_s * 2, _AGAIN_S_MAX)
 

@@ -15,9 +15,12 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from postroom import log
 from postroom.database.embedded.cluster import Cluster
 from postroom.database.embedded.programs import wheel_folder
 from postroom.errors import PostroomError
+
+_log = log.get_logger()
 
 _LOOK_S = 1.0
 
@@ -67,6 +70,9 @@ async def _keep_running(cluster: Cluster) -> None:
     while True:
         await asyncio.sleep(_LOOK_S)
         if not cluster.is_watched():
-            # It cannot be started now, such as on a full disk: the next look tries again.
-            with contextlib.suppress(PostroomError):
+            try:
                 await asyncio.to_thread(cluster.start)
+                _log.warning("embedded.restarted")
+            except PostroomError as error:
+                # Such as on a full disk: the next look tries again.
+                _log.error("embedded.not_restarted", error=str(error))

@@ -1,0 +1,31 @@
+"""
+The names of all events that postroom logs: they are an interface, since people search and alert by them.
+
+docs/log-events.md shows the same list, and a test compares both with what the code logs.
+"""
+
+from __future__ import annotations
+
+EVENTS = {
+    "claim.failed": "A claim ended in an error that is not the loss of the database; it is tried again.",
+    "database.away": "The database gave no answer in time; the worker waits and asks again.",
+    "email.dead_letter": "An e-mail needs a person: it failed for good, or too often, or as the policy says.",
+    "email.late": "An outcome came after its lease had passed on, and changed nothing.",
+    "email.lease_lost": "An attempt did not begin: its lease had passed on.",
+    "email.put_back": "An attempt failed for now; the e-mail goes out again at next_retry_at.",
+    "email.sent": "An e-mail is out; reply is what the other side said.",
+    "email.waits": "An e-mail waits for a slot of a limit; no attempt was counted.",
+    "embedded.not_restarted": "The embedded database was lost and does not start; it is tried again.",
+    "embedded.restarted": "The embedded database had lost its watch, and both were started again.",
+    "lease.not_extended": "The leases of long attempts were not extended in time.",
+    "library.said": "A library warned of something; logger says which.",
+    "listener.lost": "The connection that hears of new work was lost; the worker polls until it is back.",
+    "settle.repeated": "The outcomes of a batch were not recorded and are sent again.",
+    "start.failed": "The starts of a batch were not recorded; its e-mails go back, no attempt counted.",
+    "tend.failed": "A worker could not show that it lives, or extend its leases.",
+    "transport.not_published": "A transport's pause was not written down for status and explain.",
+    "transport.paused": "A transport is down and rests for pause_s; its e-mails wait, no attempt counted.",
+    "transport.resumed": "A transport that had paused takes e-mail again.",
+    "worker.started": "A worker of a queue began.",
+    "worker.stopped": "A worker of a queue has drained and ended.",
+}
