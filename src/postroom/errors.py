@@ -7,6 +7,8 @@ carries a secret or the body of a message.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class PostroomError(Exception):
     """Base of every error that postroom raises on purpose."""
@@ -40,7 +42,28 @@ class DatabaseUnavailable(PostroomError):
 
 
 class NotStarted(PostroomError):
-    """The attempt may not begin: its lease is lost, or a limit is reached. It counts in nothing."""
+    """
+    The attempt may not begin: its lease is lost, or a limit is reached. It counts in nothing.
+
+    Args:
+        reason: Why not, one line.
+        waits_for: What the row waits for, such as `limit:email:global`, where it was put back.
+        due_at: When it is due then, by the database's clock.
+        held: Nobody has given the row back, as far as is known: whoever claimed it must.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        waits_for: str | None = None,
+        due_at: datetime | None = None,
+        held: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.waits_for = waits_for
+        self.due_at = due_at
+        self.held = held
 
 
 class SendError(PostroomError):

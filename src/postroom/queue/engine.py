@@ -24,7 +24,7 @@ import orjson
 from postroom import log
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, NotStarted
-from postroom.queue.claim import Claim, Settled, Settlement, Work
+from postroom.queue.claim import Claim, Settlement, Work
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.settles import Settles
 from postroom.queue.starts import Starts
@@ -50,8 +50,16 @@ _log = log.get_logger()
 
 @dataclass
 class Pass:
-    """What one pass over what is due came to."""
+    """
+    What one pass over what is due came to.
 
+    Attributes:
+        began_at: By the database's clock; None where the pass goes on until nothing is due.
+        put_back: Rows that were put back to wait until a later time, such as for a limit.
+        errors: What failed, the first twenty.
+    """
+
+    began_at: datetime | None = None
     done: int = 0
     failed: int = 0
     put_back: int = 0
@@ -81,6 +89,7 @@ class Engine(Generic[T]):
     ) -> None:
         self.id = uuid4()
         self.work = work
+        self.registered = asyncio.Event()
         self._database = database
         self._concurrency = concurrency
         self._deadline_s = attempt_deadline_s
@@ -125,24 +134,32 @@ class Engine(Generic[T]):
             await self._forget()
             _log.info("worker.stopped", queue=self.work.queue, worker=str(self.id))
 
-    async def run_pass(self, *, until_nothing_due: bool = False, limit_s: float = 3_600.0) -> Pass:
+    async def run_pass(
+        self,
+        *,
+        until_nothing_due: bool = False,
+        limit_s: float = 3_600.0,
+        stop: asyncio.Event | None = None,
+    ) -> Pass:
         """
         Attempt what is due now, once, and return what came of it.
 
         Args:
             until_nothing_due: Also what becomes due meanwhile, as `worker --drain` wants it.
             limit_s: After this many seconds no more rows are claimed.
+            stop: Once it is set, no more rows are claimed.
 
         Raises:
             DatabaseUnavailable: The database is away; what was begun is settled when it is back.
         """
         await self._register(patient=False)
         before = None if until_nothing_due else await self._database.fetchval("SELECT clock_timestamp()")
+        self._pass = Pass(before)
         helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
         attempters = [asyncio.create_task(self._attempter()) for _ in range(self._concurrency)]
         ends = monotonic() + limit_s
         try:
-            while monotonic() < ends and not self._stopping:
+            while monotonic() < ends and not self._stopping and not (stop and stop.is_set()):
                 if self.work.paused_s() > 0:
                     await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
                     break
@@ -160,29 +177,37 @@ class Engine(Generic[T]):
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await self._forget()
-        self._pass.put_back += len(self._starts.put_back)
         return self._pass
 
-    async def attempt_now(self, claim: Claim[T]) -> tuple[Outcome, Settled | None]:
+    async def attempt_now(self, claim: Claim[T], *, settle_s: float = 5.0) -> Outcome:
         """
-        Attempt a row that was made for this worker and is marked as begun, and settle it.
+        Attempt a row that was leased to this worker, and settle it.
 
         A transport that is down makes it a dead letter: somebody waits for the answer.
+
+        Args:
+            settle_s: After so many seconds the outcome is given back though it could not be recorded yet.
+
+        Raises:
+            NotStarted: The row waits for a limit, or another worker has taken it.
         """
-        self._starts.begun[claim.id] = claim
         self._in_flight[claim.id] = claim
         try:
-            settlement = await self._attempt(claim)
+            ended = await self._attempt(claim)
         finally:
             self._in_flight.pop(claim.id, None)
-        if settlement is None:
-            outcome = Outcome(Verdict.TEMPORARY, "the attempt could not begin")
-            settlement = Settlement(claim, "abandoned", outcome, ended_at=datetime.now(UTC))
-        elif settlement.verdict == Verdict.TRANSPORT_DOWN:
-            settlement.verdict = "abandoned"
-        settled = await self._settles.settle(settlement)
-        assert settlement.outcome is not None
-        return settlement.outcome, settled
+        if isinstance(ended, NotStarted):
+            if not ended.held:
+                raise ended
+            outcome = Outcome(Verdict.TEMPORARY, str(ended))
+            ended = Settlement(claim, "abandoned", outcome, ended_at=datetime.now(UTC))
+        elif ended.verdict == Verdict.TRANSPORT_DOWN:
+            ended.verdict = "abandoned"
+        assert ended.outcome is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settle_s):
+                await asyncio.shield(self._settles.settle(ended))
+        return ended.outcome
 
     def begun(self) -> list[Claim[T]]:
         """The attempts that have begun and are not settled."""
@@ -191,6 +216,7 @@ class Engine(Generic[T]):
     async def stand_by(self, stop: asyncio.Event) -> None:
         """Hold a worker's row and its leases, for attempt_now(), without claiming anything."""
         await self._register(patient=True)
+        self.registered.set()
         helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
         try:
             await stop.wait()
@@ -294,21 +320,26 @@ class Engine(Generic[T]):
                 self._in_flight[claim.id] = claim
             self._room.set()
             try:
-                if (settlement := await self._attempt(claim)) is not None:
-                    self._settles.settle(settlement)
-                    self._count(settlement)
+                ended = await self._attempt(claim)
+                if isinstance(ended, Settlement):
+                    self._settles.settle(ended)
+                    self._count(ended)
+                elif ended.held:
+                    self._settles.settle(Settlement(claim, "released"))
+                else:
+                    self._count_put_back(ended)
             finally:
                 del self._in_flight[claim.id]
 
-    async def _attempt(self, claim: Claim[T]) -> Settlement[T] | None:
-        """One attempt; None where it did not begin: then the row is put back already, or not ours."""
+    async def _attempt(self, claim: Claim[T]) -> Settlement[T] | NotStarted:
+        """One attempt, or why it did not begin."""
         began = monotonic()
         try:
             async with asyncio.timeout(self._deadline_s):
                 reply = await self.work.attempt(claim, lambda: self._starts.begin(claim))
             outcome = Outcome(Verdict.DONE, reply)
-        except NotStarted:
-            return self._not_started(claim)
+        except NotStarted as error:
+            return error
         except TimeoutError:
             reason = f"no end after {self._deadline_s:g} s"
             outcome = Outcome(Verdict.UNCERTAIN if claim.started else Verdict.TEMPORARY, reason)
@@ -316,12 +347,6 @@ class Engine(Generic[T]):
             outcome = outcome_of(error, started=claim.started)
         took_ms = round((monotonic() - began) * 1000)
         return Settlement(claim, str(outcome.verdict), outcome, took_ms, datetime.now(UTC))
-
-    def _not_started(self, claim: Claim[T]) -> Settlement[T] | None:
-        if claim.started:
-            # Begun, and then a second start was refused (its slots had grown old): given back uncounted.
-            return Settlement(claim, "released")
-        return None
 
     def _count(self, settlement: Settlement[T]) -> None:
         if settlement.verdict == Verdict.DONE:
@@ -331,6 +356,12 @@ class Engine(Generic[T]):
                 self._pass.failed += 1
             if len(self._pass.errors) < 20:
                 self._pass.errors.append(f"{settlement.claim.id}: {settlement.outcome.reply}")
+
+    def _count_put_back(self, refused: NotStarted) -> None:
+        # What waits with its old due time is still due: whoever counts that counts it there.
+        began_at = self._pass.began_at
+        if refused.due_at is not None and (began_at is None or refused.due_at > began_at):
+            self._pass.put_back += 1
 
     # Ending
 

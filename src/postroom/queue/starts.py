@@ -37,7 +37,6 @@ class Starts(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self.begun: dict[UUID, Claim[T]] = {}
         self.statements = 0
-        self.put_back: list[Begun] = []
 
     async def begin(self, claim: Claim[T]) -> None:
         """
@@ -48,7 +47,7 @@ class Starts(Generic[T]):
         """
         while not claim.started or monotonic() > claim.start_good_until:
             if claim.lease_left_s() < LEASE_LEFT_MIN_S:
-                raise NotStarted("the lease is about to end")
+                raise NotStarted("the lease is about to end", held=True)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((claim, future))
             if self._task is None or self._task.done():
@@ -77,7 +76,7 @@ class Starts(Generic[T]):
             _log.warning("start.failed", queue=self._work.queue, rows=len(batch), error=reason)
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(NotStarted(reason))
+                    future.set_exception(NotStarted(reason, held=True))
             return
         for claim, future in batch:
             answer = answers.get(claim.id) or Begun(claim.id, "late")
@@ -88,7 +87,15 @@ class Starts(Generic[T]):
                 if not future.done():
                     future.set_result(None)
             else:
-                self.put_back.append(answer)
+                # A start that has grown old and is refused the second time: nothing was handed over.
+                claim.started = False
+                self.begun.pop(claim.id, None)
                 self._work.report_put_back(claim, answer)
                 if not future.done():
-                    future.set_exception(NotStarted(answer.waits_for or "the lease is lost"))
+                    future.set_exception(_not_started(answer))
+
+
+def _not_started(answer: Begun) -> NotStarted:
+    if answer.waits_for is None:
+        return NotStarted("the lease is lost")
+    return NotStarted(f"it waits for {answer.waits_for}", waits_for=answer.waits_for, due_at=answer.due_at)
