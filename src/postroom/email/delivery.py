@@ -9,12 +9,9 @@ from uuid import UUID
 
 from postroom import log
 from postroom.email.message import OutgoingEmail
-from postroom.email.store import EmailStore
+from postroom.email.store import START_GOOD_S, EmailStore
 from postroom.email.transports.failover import Failover
 from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
-
-START_GOOD_S = 0.25
-"""A slot of a limit is good for 250 ms: then the mail's transaction has begun, or it is taken anew."""
 
 BEYOND_MAX = 500
 

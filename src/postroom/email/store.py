@@ -15,6 +15,9 @@ from postroom.database.connect import Database
 from postroom.email.message import OutgoingEmail
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 
+START_GOOD_S = 0.25
+"""A slot of a limit is good for 250 ms: then the mail's transaction has begun, or it is taken anew."""
+
 REPLY_CHARS_MAX = 1_000
 """What the other side said, as far as it is kept."""
 
@@ -117,7 +120,15 @@ class EmailStore:
             max_attempts=1,
             email_type=fields.get("email_type"),
         )
-        return Claim(row["id"], email, 1, row["lease_s"], asked_at + row["lease_s"], started=True)
+        return Claim(
+            row["id"],
+            email,
+            lease_no=1,
+            lease_s=row["lease_s"],
+            leased_until=asked_at + row["lease_s"],
+            started=True,
+            start_good_until=asked_at + START_GOOD_S,
+        )
 
     async def settle(
         self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]

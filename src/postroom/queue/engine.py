@@ -123,8 +123,10 @@ class Engine(Generic[T]):
             if fetcher.done():
                 fetcher.result()
         finally:
+            # Not cancelled: a claim that is on its way would be leased to nobody.
             self._stopping = True
-            fetcher.cancel()
+            self._woken.set()
+            self._room.set()
             await asyncio.gather(fetcher, return_exceptions=True)
             await self._drain(attempters)
             for helper in helpers:
@@ -233,27 +235,29 @@ class Engine(Generic[T]):
 
     async def _fetch(self) -> None:
         again_s = 0.1
-        while True:
+        while not self._stopping:
             try:
                 await self._fetch_once()
                 again_s = 0.1
             except DatabaseUnavailable as error:
                 _log.warning("database.away", queue=self.work.queue, error=str(error), again_s=round(again_s, 1))
-                await asyncio.sleep(again_s)
+                await self._rest(again_s)
                 again_s = min(again_s * 2, 5.0)
             except Exception as error:
                 # Ours, or a person's in the database: it must not end the worker.
                 _log.error("claim.failed", queue=self.work.queue, error=f"{type(error).__name__}: {error}")
-                await asyncio.sleep(again_s)
+                await self._rest(again_s)
                 again_s = min(again_s * 2, 5.0)
 
     async def _fetch_once(self) -> None:
         if (paused_s := self.work.paused_s()) > 0:
             await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
-            await asyncio.sleep(min(paused_s, POLL_S_MAX))
+            await self._rest(min(paused_s, POLL_S_MAX))
             return
         await self._wait_for_room()
         self._woken.clear()
+        if self._stopping:
+            return
         if claims := await self._claim(self._space(), None):
             await self._put(claims)
             return
@@ -274,19 +278,24 @@ class Engine(Generic[T]):
             return
         await self._register(patient=False, asleep=True)
         for look_s in (0.0, *LIE_DOWN_S, POLL_S_MAX):
-            limit_s = look_s if wait_s is None else min(look_s, wait_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(limit_s):
-                    await self._woken.wait()
+            await self._rest(look_s if wait_s is None else min(look_s, wait_s))
+            if self._stopping:
+                return
             wait_s = await self.work.wait_s()
             if self._woken.is_set() or (wait_s is not None and wait_s <= 0.002):
                 return
+
+    async def _rest(self, limit_s: float) -> None:
+        """Sleep, until somebody wakes us."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._woken.wait()
 
     def _space(self) -> int:
         return self._concurrency * BUFFER_PER_ATTEMPT - len(self._buffer)
 
     async def _wait_for_room(self) -> None:
-        while (
+        while not self._stopping and (
             self._space() < self._concurrency * BUFFER_PER_ATTEMPT // 2 or self._settles.open > UNSETTLED_MAX
         ):
             self._room.clear()
@@ -401,7 +410,7 @@ class Engine(Generic[T]):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            with suppress(DatabaseUnavailable):
+            with suppress(Exception):  # the fetcher says what is wrong with the database
                 tag = await self._database.execute(
                     "UPDATE postroom.workers SET seen_at = clock_timestamp(), settled = $2::text::jsonb WHERE id = $1",
                     self.id,

@@ -90,5 +90,5 @@ class Settles(Generic[T]):
         if self._begun.get(claim.id) is claim:
             del self._begun[claim.id]
         self.counts[settlement.verdict] = self.counts.get(settlement.verdict, 0) + 1
-        if settlement.outcome is not None or settled is None:
+        if settlement.outcome is not None:
             self._work.report(settlement, settled)

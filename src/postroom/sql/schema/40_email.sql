@@ -504,6 +504,8 @@ AS $$
         AND email_queue.lease_no = outcome.lease_no
         AND (
             (outcome.verdict = 'done' AND email_queue.status <> 'sent')
+            -- A direct e-mail that was put back meanwhile: its caller has been told that it failed.
+            OR (outcome.verdict = 'abandoned' AND email_queue.status = 'pending')
             OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
         )
     RETURNING
