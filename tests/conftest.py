@@ -86,14 +86,28 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+SKIPS_ARE_FAILURES = os.environ.get("POSTROOM_TEST_FORBID_SKIP") == "1"
+"""In CI a skipped test is a failed one: the packages that it needs are installed there."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a skipped test is a failed one: the packages it needs are installed there."""
     report = yield
-    if report.skipped and os.environ.get("POSTROOM_TEST_FORBID_SKIP") == "1":
+    if SKIPS_ARE_FAILURES and report.skipped:
         reason = call.excinfo.value if call.excinfo else "no reason given"
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI forbids: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if SKIPS_ARE_FAILURES and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped as a whole, which CI forbids"
     return report

@@ -320,5 +320,5 @@ async def _close(connection: Connection) -> None:
     """Let the server cancel what it was doing for this connection, then end it."""
     try:
         await connection.close(timeout=_RETIRE_S)
-    except Exception:  # noqa: BLE001 - it is thrown away in any case
+    except Exception:  # it is thrown away in any case
         connection.terminate()
