@@ -114,7 +114,7 @@ SET search_path = ''
 AS $$
 BEGIN
     UPDATE postroom.workers
-    SET begun = p_ids, begun_lease_nos = p_lease_nos, asleep = false, seen_at = clock_timestamp()
+    SET begun = p_ids, begun_lease_nos = p_lease_nos, seen_at = clock_timestamp()
     WHERE workers.id = p_worker;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', p_worker USING ERRCODE = 'no_data_found';
@@ -140,6 +140,16 @@ AS $$
     VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_asleep, p_settled)
     ON CONFLICT (id) DO UPDATE
     SET seen_at = clock_timestamp(), asleep = EXCLUDED.asleep, settled = EXCLUDED.settled;
+$$;
+
+-- get_up: a worker that has found work is no longer called. It is the claim that says so and not the start, which
+-- runs beside the next look for work: it would call a worker awake that has lain down again meanwhile.
+CREATE OR REPLACE FUNCTION postroom.get_up(p_worker uuid)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    UPDATE postroom.workers SET asleep = false WHERE workers.id = p_worker AND workers.asleep;
 $$;
 
 -- forget_worker: a worker that has drained takes its row with it.

@@ -36,6 +36,7 @@ BEGIN
     IF v_ids IS NULL THEN
         RETURN;
     END IF;
+    PERFORM postroom.get_up(p_worker);
     RETURN QUERY
     SELECT
         email.id, email.lease_no, extract(EPOCH FROM v_lease)::double precision,
@@ -333,22 +334,28 @@ BEGIN
 END;
 $$;
 
--- begin_direct_email: one e-mail that is attempted at once: its row, its slots and its start mark in one
--- transaction. Where a limit is reached there is no row, and wait_s says when to come back.
+-- begin_direct_email: the row of one e-mail that is attempted at once, leased to the worker that attempts it.
+--
+-- Its slots and its start mark follow when the transport is ready, in begin_emails: to connect may take
+-- longer than a slot is good for. Where a limit is reached already there is no row, and wait_s says when
+-- to come back. Where a row has the key already it is the answer: made is false.
+--
+-- p_id comes from the caller, who must know it where the answer to this call is lost.
 CREATE OR REPLACE FUNCTION postroom.begin_direct_email(
-    p_worker     uuid,
-    p_begun      uuid[],
-    p_begun_nos  bigint[],
-    p_to         text,
-    p_subject    text,
-    p_html       text,
-    p_from       text,
-    p_reply_to   text,
-    p_email_type text,
-    p_metadata   jsonb,
-    p_text       text,
-    p_headers    jsonb,
+    p_worker          uuid,
+    p_id              uuid,
+    p_to              text,
+    p_subject         text,
+    p_html            text,
+    p_from            text,
+    p_reply_to        text,
+    p_email_type      text,
+    p_metadata        jsonb,
+    p_text            text,
+    p_headers         jsonb,
+    p_idempotency_key text,
     OUT id         uuid,
+    OUT made       boolean,
     OUT lease_s    double precision,
     OUT created_at timestamptz,
     OUT wait_s     double precision,
@@ -356,42 +363,75 @@ CREATE OR REPLACE FUNCTION postroom.begin_direct_email(
 )
 LANGUAGE plpgsql
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
 DECLARE
-    v_slot  record;
     v_lease interval := postroom.lease_length();
 BEGIN
-    -- Of a priority above 0: who waits in front of a screen stands in no line.
-    SELECT slot.taken, slot.waits_for, slot.due_at
-    INTO v_slot
-    FROM postroom.take_for_emails(ARRAY[p_to], ARRAY[1], ARRAY[true]) AS slot;
-    IF NOT v_slot.taken THEN
-        limit_key := substr(v_slot.waits_for, 7);
-        wait_s := COALESCE(
-            extract(EPOCH FROM v_slot.due_at - clock_timestamp()),
-            (SELECT book.wait_s FROM postroom.free_slots('email:global') AS book),
-            1
-        );
-        RETURN;
-    END IF;
+    LOOP
+        SELECT email.id, false
+        INTO begin_direct_email.id, made
+        FROM public.email_queue AS email
+        WHERE email.idempotency_key = p_idempotency_key;
+        IF FOUND THEN
+            RETURN;
+        END IF;
 
-    INSERT INTO public.email_queue AS email (
-        to_email, subject, html, from_email, reply_to, email_type, metadata, text, headers,
-        max_attempts, status, due_at, lease_no, leased_by
-    )
-    VALUES (
-        p_to, p_subject, p_html, p_from, p_reply_to, p_email_type, COALESCE(p_metadata, '{}'), p_text, p_headers,
-        1, 'pending', clock_timestamp(), 0, NULL
-    )
-    RETURNING email.id, email.created_at
-    INTO begin_direct_email.id, begin_direct_email.created_at;
+        -- Only a look: the slots are taken when it begins.
+        SELECT book.wait_s, wanted.key
+        INTO begin_direct_email.wait_s, limit_key
+        FROM (VALUES ('email:global'), (postroom.recipient_key(p_to))) AS wanted (key)
+        CROSS JOIN LATERAL postroom.free_slots(wanted.key) AS book
+        WHERE book.free = 0
+        ORDER BY book.wait_s DESC
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+
+        -- It stands in no line: with a ticket for its recipient's limit it is refused without being planned.
+        INSERT INTO public.email_queue AS email (
+            id, to_email, subject, html, from_email, reply_to, email_type, metadata, text, headers,
+            idempotency_key, max_attempts, status, due_at, waits_for
+        )
+        VALUES (
+            p_id, p_to, p_subject, p_html, p_from, p_reply_to, p_email_type, COALESCE(p_metadata, '{}'), p_text,
+            p_headers, p_idempotency_key, 1, 'pending', clock_timestamp(),
+            'limit:' || postroom.recipient_key(p_to)
+        )
+        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+        RETURNING email.id, email.created_at, true
+        INTO begin_direct_email.id, begin_direct_email.created_at, made;
+        EXIT WHEN FOUND;
+    END LOOP;
 
     UPDATE public.email_queue
     SET status = 'processing', due_at = clock_timestamp() + v_lease, lease_no = 1, leased_by = p_worker
     WHERE email_queue.id = begin_direct_email.id;
-
     lease_s := extract(EPOCH FROM v_lease);
-    PERFORM postroom.mark_begun(p_worker, p_begun || begin_direct_email.id, p_begun_nos || 1::bigint);
+END;
+$$;
+
+-- withdraw_direct_email: takes back the row of a direct e-mail that was put back to wait for a limit: nothing was
+-- sent, and who waits for the answer comes again himself. wait_s says when. Where a worker has claimed the row
+-- meanwhile it stays, and withdrawn is false.
+CREATE OR REPLACE FUNCTION postroom.withdraw_direct_email(
+    p_id uuid, p_lease_no bigint, OUT withdrawn boolean, OUT wait_s double precision
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    DELETE FROM public.email_queue
+    WHERE email_queue.id = p_id AND email_queue.lease_no = p_lease_no AND email_queue.status = 'pending'
+    RETURNING true, GREATEST(
+        extract(EPOCH FROM email_queue.due_at - clock_timestamp()),
+        (SELECT book.wait_s FROM postroom.free_slots('email:global') AS book),
+        0.001
+    )
+    INTO withdrawn, withdraw_direct_email.wait_s;
+    withdrawn := COALESCE(withdrawn, false);
 END;
 $$;
 

@@ -15,6 +15,10 @@ DECLARE
     v_lease interval := postroom.lease_length();
     v_ids   uuid[] := postroom.lease_webhooks(p_worker, p_limit, v_lease, p_before);
 BEGIN
+    IF v_ids IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM postroom.get_up(p_worker);
     RETURN QUERY
     SELECT
         webhook.id, webhook.lease_no, extract(EPOCH FROM v_lease)::double precision,
