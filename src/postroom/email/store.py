@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from uuid import UUID
 import orjson
 
 from postroom.database.connect import Database
+from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 
@@ -21,6 +23,9 @@ START_GOOD_S = 0.25
 REPLY_CHARS_MAX = 1_000
 """What the other side said, as far as it is kept."""
 
+HELD_COUNT_MAX = 100_000
+"""Waiting rows beyond this many are not counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
@@ -28,6 +33,14 @@ class LimitReached:
 
     limit_key: str
     wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """A row's status, and what its last attempt failed by."""
+
+    status: str
+    last_error: str | None
 
 
 class EmailStore:
@@ -40,7 +53,7 @@ class EmailStore:
 
     def __init__(self, database: Database, *, sender: str | None = None) -> None:
         self._database = database
-        self._sender = sender
+        self.sender = sender
 
     async def claim(
         self, worker: UUID, limit: int, before: datetime | None, beyond: int
@@ -51,7 +64,7 @@ class EmailStore:
             "SELECT * FROM postroom.claim_emails($1, $2, $3, $4, $5)",
             worker,
             limit,
-            self._sender,
+            self.sender,
             before,
             beyond,
         )
@@ -75,60 +88,96 @@ class EmailStore:
         return [Begun(row["id"], row["state"], row["waits_for"], row["due_at"]) for row in rows]
 
     async def begin_direct(
-        self, worker: UUID, begun: Sequence[Claim[OutgoingEmail]], fields: Mapping[str, Any]
-    ) -> Claim[OutgoingEmail] | LimitReached:
+        self, worker: UUID, email_id: UUID, accepted: AcceptedEmail
+    ) -> Claim[OutgoingEmail] | LimitReached | UUID:
         """
-        Make the row of an e-mail that is attempted at once, with its slots and its start mark.
+        Make the row of an e-mail that is attempted at once, leased to `worker`.
 
         Args:
-            fields: to, subject, html, and where given from, reply_to, email_type, metadata, text, headers.
+            email_id: The row's, so that it is known where the answer is lost.
+
+        Returns:
+            The claim; or the id of a row that has the same idempotency key; or the limit that is reached.
         """
         asked_at = monotonic()
+        sender = accepted.from_email or self.sender
         row = await self._database.fetchrow(
             """
-            SELECT id, lease_s, created_at, wait_s, limit_key
+            SELECT id, made, lease_s, created_at, wait_s, limit_key
             FROM postroom.begin_direct_email(
-                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12::text::jsonb
+                $1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11::text::jsonb, $12
             )
             """,
             worker,
-            [claim.id for claim in begun],
-            [claim.lease_no for claim in begun],
-            fields["to"],
-            fields["subject"],
-            fields["html"],
-            fields.get("from") or self._sender,
-            fields.get("reply_to"),
-            fields.get("email_type"),
-            _json(fields.get("metadata")),
-            fields.get("text"),
-            _json(fields.get("headers")),
+            email_id,
+            accepted.to,
+            accepted.subject,
+            accepted.html,
+            sender,
+            accepted.reply_to,
+            accepted.email_type,
+            json_text(accepted.metadata),
+            accepted.text,
+            json_text(accepted.headers),
+            accepted.idempotency_key,
         )
         assert row is not None
         if row["id"] is None:
-            return LimitReached(row["limit_key"], row["wait_s"])
+            return LimitReached(row["limit_key"], row["wait_s"] or 0.0)
+        if not row["made"]:
+            return UUID(str(row["id"]))
         email = OutgoingEmail(
             id=row["id"],
-            to_email=fields["to"],
-            subject=fields["subject"],
-            html=fields["html"],
-            from_email=fields.get("from") or self._sender,
-            reply_to=fields.get("reply_to"),
-            text=fields.get("text"),
-            headers=fields.get("headers") or {},
+            to_email=accepted.to,
+            subject=accepted.subject,
+            html=accepted.html,
+            from_email=sender,
+            reply_to=accepted.reply_to,
+            text=accepted.text,
+            headers=accepted.headers or {},
             created_at=row["created_at"],
             max_attempts=1,
-            email_type=fields.get("email_type"),
+            email_type=accepted.email_type,
         )
-        return Claim(
-            row["id"],
-            email,
-            lease_no=1,
-            lease_s=row["lease_s"],
-            leased_until=asked_at + row["lease_s"],
-            started=True,
-            start_good_until=asked_at + START_GOOD_S,
+        return Claim(row["id"], email, 1, row["lease_s"], asked_at + row["lease_s"])
+
+    async def withdraw_direct(self, claim: Claim[OutgoingEmail]) -> float | None:
+        """
+        Take back the row of a direct e-mail that was put back to wait for a limit.
+
+        Returns:
+            Seconds until it may be tried again; None where a worker has claimed the row meanwhile.
+        """
+        row = await self._database.fetchrow(
+            "SELECT withdrawn, wait_s FROM postroom.withdraw_direct_email($1, $2)", claim.id, claim.lease_no
         )
+        assert row is not None
+        return float(row["wait_s"]) if row["withdrawn"] else None
+
+    async def fate(self, email_id: UUID) -> Fate | None:
+        """What has become of an e-mail so far; None where there is no such row."""
+        row = await self._database.fetchrow(
+            "SELECT status, last_error FROM public.email_queue WHERE id = $1", email_id
+        )
+        return None if row is None else Fate(row["status"], row["last_error"])
+
+    async def count_held_by_limit(self, due_before: datetime) -> int:
+        """How many e-mails were due then and still wait, where the global limit has no slot now."""
+        count: int = await self._database.fetchval(
+            """
+            SELECT count(*)
+            FROM (
+                SELECT FROM public.email_queue AS held
+                WHERE held.status = 'pending'
+                    AND COALESCE(held.due_at, held.next_retry_at, '-infinity'::timestamptz) <= $1
+                LIMIT $2
+            ) AS held
+            WHERE (SELECT book.free FROM postroom.free_slots('email:global') AS book) = 0
+            """,
+            due_before,
+            HELD_COUNT_MAX,
+        )
+        return count
 
     async def settle(
         self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]
@@ -224,8 +273,9 @@ def _entry(settlement: Settlement[OutgoingEmail], worker: UUID) -> str | None:
     ).decode()
 
 
-def _json(value: object) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+def json_text(value: object) -> str | None:
+    """A value that check_email has accepted, as jsonb takes it; the standard library writes any integer."""
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _storable(text: str) -> str:
