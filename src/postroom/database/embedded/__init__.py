@@ -5,7 +5,8 @@ All processes that use one data folder share one server. The first starts it, th
 and neither needs to end well: who uses the folder is known by locks, which the kernel takes back
 from a process however it dies. A small process of its own, the watch, is the server's parent: it
 starts the server again when it crashes and stops it when the last user is gone; and when the
-watch itself is killed the kernel stops the server, and a user that is left starts both again.
+watch itself is killed the kernel stops the server, and a user that is left starts both again
+(docs/decisions/0008).
 """
 
 from __future__ import annotations
