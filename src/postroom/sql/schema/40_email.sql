@@ -125,7 +125,7 @@ BEGIN
             v_leased := v_leased || v_due;
         EXCEPTION WHEN OTHERS THEN
             -- Not the row's fault: a conflict, a shortage, an operator.
-            IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+            IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
             FOREACH v_id IN ARRAY v_due LOOP
@@ -477,7 +477,7 @@ BEGIN
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
 EXCEPTION WHEN OTHERS THEN
-    IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+    IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
         RAISE;
     END IF;
     -- A row's own trigger has refused: one by one, and what is known of that row is kept.

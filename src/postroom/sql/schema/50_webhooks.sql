@@ -103,7 +103,7 @@ BEGIN
             PERFORM postroom.write_webhook_leases(p_worker, v_due, p_lease);
             v_leased := v_leased || v_due;
         EXCEPTION WHEN OTHERS THEN
-            IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+            IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
             FOREACH v_id IN ARRAY v_due LOOP
@@ -258,7 +258,7 @@ BEGIN
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
 EXCEPTION WHEN OTHERS THEN
-    IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+    IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
         RAISE;
     END IF;
     FOR v_place IN 1..cardinality(p_ids) LOOP

@@ -86,7 +86,7 @@ BEGIN
                 stuck := stuck + 1;
             END IF;
         EXCEPTION WHEN OTHERS THEN
-            IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN
+            IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
             -- Its own trigger refuses: named, and out of the way.
