@@ -42,8 +42,8 @@ _DATE_OF_NONE = b"Thu, 01 Jan 1970 00:00:00 +0000"
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _PRINTABLE = bytes(range(32, 127)) + b"\t\r\n"
 _QP_LITERAL = bytes(range(33, 61)) + bytes(range(62, 127)) + b" \t\r\n"
-# Smaller e-mails take less time than a thread does.
-_IN_A_THREAD_CHARACTERS_MIN = 32 * 1024
+# Larger e-mails take long enough to be rendered in a thread.
+_ON_THE_LOOP_CHARACTERS_MAX = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,13 @@ class CheckedEmail:
 
 
 async def rendered(email: OutgoingEmail) -> RenderedEmail:
-    """Render without holding up the event loop: a large e-mail is rendered in a thread."""
-    if len(email.html) + len(email.text or "") < _IN_A_THREAD_CHARACTERS_MIN:
-        return render(email)
-    return await asyncio.to_thread(render, email)
+    """render() that does not hold up the event loop."""
+    return await asyncio.to_thread(render, email) if _takes_long(email) else render(email)
+
+
+async def checked_row(email: OutgoingEmail) -> CheckedEmail:
+    """check_row() that does not hold up the event loop."""
+    return await asyncio.to_thread(check_row, email) if _takes_long(email) else check_row(email)
 
 
 def render(email: OutgoingEmail) -> RenderedEmail:
@@ -150,6 +153,10 @@ def check_row(email: OutgoingEmail) -> CheckedEmail:
 def message_id_of(email: OutgoingEmail, sender: Mailbox) -> str:
     """The Message-ID, the same at every attempt, through whichever transport."""
     return f"<{email.id}@{sender.ascii_domain}>"
+
+
+def _takes_long(email: OutgoingEmail) -> bool:
+    return len(email.html) + len(email.text or "") > _ON_THE_LOOP_CHARACTERS_MAX
 
 
 def _date(moment: datetime | None) -> bytes:
