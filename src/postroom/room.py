@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Self
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
-from postroom.database import embedded
-from postroom.database.connect import Database
-from postroom.email.delivery import Delivery
-from postroom.email.message import OutgoingEmail
-from postroom.email.store import EmailStore
-from postroom.email.transports import from_urls
-from postroom.queue.engine import Engine
+from postroom.errors import PostroomError
 from postroom.settings import Settings, load_settings
 from postroom.version import VERSION
+
+if TYPE_CHECKING:
+    from postroom.database.connect import Database
+    from postroom.email.delivery import Delivery
+    from postroom.email.direct import DirectSends
+    from postroom.email.enqueue import Email
+    from postroom.email.message import OutgoingEmail
+    from postroom.email.store import EmailStore
+    from postroom.queue.engine import Engine
 
 
 class Room:
@@ -27,27 +34,148 @@ class Room:
     Args:
         settings: Ready-made settings; else they are loaded (environment, postroom.toml).
         overrides: Settings by name, such as `database_url=...`: they win over the environment.
+
+    Raises:
+        ConfigError: A setting is wrong.
     """
 
     def __init__(self, *, settings: Settings | None = None, **overrides: object) -> None:
         self.settings = settings if settings is not None else load_settings(**overrides)
-        self._open = AsyncExitStack()
+        self._exit = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._url: str | None = None
         self._database: Database | None = None
         self._delivery: Delivery | None = None
 
+    async def send(
+        self,
+        *,
+        to: str,
+        subject: str,
+        html: str = "",
+        text: str | None = None,
+        from_email: str | None = None,
+        reply_to: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        email_type: str | None = None,
+        idempotency_key: str | None = None,
+        send_at: datetime | None = None,
+        priority: int = 0,
+        max_attempts: int | None = None,
+        connection: object = None,
+    ) -> UUID:
+        """
+        Queue one e-mail. When this returns it will go out, whatever crashes.
+
+        Args:
+            to: One address; one e-mail goes to one recipient.
+            html: May be left out where there is a text.
+            text: The plain part; made from html where there is none.
+            from_email: `a@b.c` or `Name <a@b.c>`; POSTROOM_FROM where there is none.
+            idempotency_key: The same key gives the id of the first e-mail and queues nothing, as long as
+                that row exists. Give one wherever the call may be repeated.
+            send_at: Not before this moment; it must have a time zone.
+            priority: Higher goes first among what is due.
+            max_attempts: 6 where there is none.
+            connection: An asyncpg or psycopg (sync or async) connection: the e-mail is queued in its
+                transaction, which stays the caller's, and goes out if that commits.
+
+        Returns:
+            The e-mail's id.
+
+        Raises:
+            InvalidEmail: It can never be stored or sent; the error names the field.
+            DatabaseUnavailable: Nothing is known to be queued; repeat it, with the same idempotency_key.
+            SchemaError: The database is not migrated.
+        """
+        from postroom.email.enqueue import Email
+
+        email = Email(
+            to=to,
+            subject=subject,
+            html=html,
+            text=text,
+            from_email=from_email,
+            reply_to=reply_to,
+            headers=headers,
+            metadata=metadata,
+            email_type=email_type,
+            idempotency_key=idempotency_key,
+            send_at=send_at,
+            priority=priority,
+            max_attempts=max_attempts,
+        )
+        return await self.send_email(email, connection=connection)
+
+    async def send_email(self, email: Email, *, connection: object = None) -> UUID:
+        """Queue one e-mail that is an Email already; see send()."""
+        from postroom.email import enqueue
+
+        checked = [enqueue.check(email)]
+        if connection is not None:
+            return (await enqueue.enqueue_within(connection, checked))[0]
+        await self.open()
+        return (await enqueue.enqueue(self.database, checked))[0]
+
+    async def send_many(
+        self, emails: Sequence[Email | Mapping[str, Any]], *, connection: object = None
+    ) -> list[UUID]:
+        """
+        Queue many e-mails: all of them, or none.
+
+        Args:
+            emails: Emails, or dictionaries with the arguments of send(); at most 10,000.
+            connection: As in send().
+
+        Returns:
+            Their ids, in their order.
+
+        Raises:
+            InvalidEmail: One of them can never be stored or sent, such as `emails[3].to`; none is queued.
+            DatabaseUnavailable, SchemaError: As send().
+        """
+        from postroom.email import enqueue
+
+        checked = enqueue.check_many(emails)
+        if not checked:
+            return []
+        if connection is not None:
+            return await enqueue.enqueue_within(connection, checked)
+        await self.open()
+        return await enqueue.enqueue(self.database, checked)
+
+    # Opening and closing
+
     async def open(self) -> Self:
-        """Open the database; does nothing where it is open."""
-        if self._database is None:
-            url = await self.database_url()
-            self._database = await Database.open(url, listen_url=self.settings.listen_url)
-            self._open.push_async_callback(self._database.close)
+        """
+        Open the database; does nothing where it is open.
+
+        Raises:
+            ConfigError: The address, the user, the password or the server's version is wrong.
+            DatabaseUnavailable: Nobody answers there.
+        """
+        if self._loop is not None:
+            self._require_this_loop()
+        if self._database is not None:
+            return self
+        async with self._opening:
+            if self._database is None:
+                from postroom.database.connect import Database
+
+                url = await self.database_url()
+                database = await Database.open(url, listen_url=self.settings.listen_url)
+                self._exit.push_async_callback(database.close)
+                self._loop = asyncio.get_running_loop()
+                self._database = database
         return self
 
     async def close(self) -> None:
-        """Close what is open."""
-        await self._open.aclose()
-        self._database = None
-        self._delivery = None
+        """Close what is open; the room can be opened again."""
+        exits, self._exit = self._exit, AsyncExitStack()
+        self._database = self._delivery = self._url = self._loop = None
+        await exits.aclose()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -59,7 +187,18 @@ class Room:
         """The database's address; starts the embedded one where none is set."""
         if self.settings.database_url is not None:
             return self.settings.database_url
-        return await self._open.enter_async_context(embedded.running(self.settings.data_dir))
+        if self._url is None:
+            from postroom.database import embedded
+
+            self._url = await self._exit.enter_async_context(embedded.running(self.settings.data_dir))
+        return self._url
+
+    # What the parts of the house use
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the database has been opened."""
+        return self._database is not None
 
     @property
     def database(self) -> Database:
@@ -70,23 +209,51 @@ class Room:
     @property
     def emails(self) -> EmailStore:
         """The e-mail queue's SQL."""
+        from postroom.email.store import EmailStore
+
         return EmailStore(self.database, sender=self.settings.sender)
 
     @property
     def delivery(self) -> Delivery:
         """E-mail's way out: one for the whole process, so that its connections and its pauses are shared."""
         if self._delivery is None:
+            from postroom.email.delivery import Delivery
+            from postroom.email.transports import from_urls
+
             transport = from_urls(self.settings.transport_urls, self.settings)
-            self._open.push_async_callback(transport.close)
+            self._exit.push_async_callback(transport.close)
             self._delivery = Delivery(self.emails, transport)
         return self._delivery
 
-    def email_engine(self) -> Engine[OutgoingEmail]:
+    def email_engine(self, *, attempt_deadline_s: float | None = None) -> Engine[OutgoingEmail]:
         """A worker of the e-mail queue."""
+        from postroom.queue.engine import Engine
+
         return Engine(
             self.delivery,
             self.database,
             concurrency=self.settings.concurrency,
-            attempt_deadline_s=self.settings.attempt_deadline_s,
+            attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
             version=VERSION,
         )
+
+    def direct_sends(self) -> DirectSends:
+        """What attempts e-mails at once, while somebody waits; whoever makes it closes it."""
+        from postroom.email.direct import DEADLINE_S, DirectSends
+
+        deadline_s = min(self.settings.attempt_deadline_s, DEADLINE_S)
+        return DirectSends(
+            self.emails,
+            self.email_engine(attempt_deadline_s=deadline_s),
+            at_once=self.settings.concurrency,
+        )
+
+    def _require_this_loop(self) -> None:
+        if self._loop is asyncio.get_running_loop():
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise PostroomError("this Room is open in another event loop: make one Room for each of them")
+        # asyncio.run() has ended, and with it whatever was open: as if nothing had been.
+        self._exit = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._database = self._delivery = self._url = self._loop = None
