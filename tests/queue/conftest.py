@@ -22,7 +22,7 @@ from postroom.queue.engine import Engine
 Behaviour = Callable[[OutgoingEmail], Awaitable[str]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """A transport that keeps a ledger; `behave` may raise, wait, or answer."""
 

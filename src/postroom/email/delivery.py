@@ -51,9 +51,7 @@ class Delivery:
     ) -> list[Begun]:
         return await self.store.begin(worker, asked, begun)
 
-    async def settle(
-        self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]
-    ) -> list[Settled]:
+    async def settle(self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]) -> list[Settled]:
         return await self.store.settle(worker, settlements)
 
     async def extend(self, worker: UUID, claims: Sequence[Claim[OutgoingEmail]]) -> set[UUID]:
@@ -72,13 +70,18 @@ class Delivery:
         return self.transport.paused_for_s() or 0.0
 
     def claim_limit(self, room: int) -> int:
-        return 1 if self.transport.pauses() else room
+        all_were_down = len(self.transport.pauses()) == len(self.transport.transports)
+        return 1 if all_were_down else room
 
     def report(self, settlement: Settlement[OutgoingEmail], settled: Settled | None) -> None:
         email, outcome = settlement.claim.item, settlement.outcome
         facts: dict[str, object] = {"id": str(email.id), "to": email.to_email, "email_type": email.email_type}
         if outcome is not None:
-            facts |= {"outcome": settlement.verdict, "reply": outcome.reply, "attempt_ms": settlement.attempt_ms}
+            facts |= {
+                "outcome": settlement.verdict,
+                "reply": outcome.reply,
+                "attempt_ms": settlement.attempt_ms,
+            }
         if settled is None:
             _log.warning("email.late", lease_no=settlement.claim.lease_no, **facts)
             return
@@ -105,7 +108,13 @@ class Delivery:
 
     def _publish_pauses(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
         if pause_s is not None:
-            _log.warning("transport.paused", transport=name, pause_s=round(pause_s, 1), reason=reason, failures=failures)
+            _log.warning(
+                "transport.paused",
+                transport=name,
+                pause_s=round(pause_s, 1),
+                reason=reason,
+                failures=failures,
+            )
         else:
             _log.info("transport.resumed", transport=name)
         task = asyncio.create_task(self._publish(name, pause_s, reason, failures))
