@@ -91,7 +91,7 @@ def driver(request: pytest.FixtureRequest) -> Callable[[str], Any]:
 @pytest.fixture
 async def room(database_url: str, tmp_path: Path) -> AsyncIterator[Room]:
     """A room over a fresh database, with a maildir as the way out."""
-    settings = {"transport": f"maildir:{tmp_path / 'mail'}", "sender": "shop@example.com"}
+    settings: dict[str, Any] = {"transport": f"maildir:{tmp_path / 'mail'}", "sender": "shop@example.com"}
     async with Room(database_url=database_url, **settings) as one:
         yield one
 

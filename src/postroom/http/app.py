@@ -1,0 +1,47 @@
+"""The application: routes, and what goes around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from postroom.http import emails, health
+from postroom.http.answers import HANDLERS
+from postroom.http.cors import Cors
+from postroom.http.doors import Doors
+from postroom.http.outside import Outside
+from postroom.room import Room
+
+
+def app(room: Room) -> Starlette:
+    """
+    The HTTP doors as an ASGI application.
+
+    It opens the room where nobody has, and closes it then. It may be mounted in another
+    application: what needs a lifespan is begun at the first request there.
+
+    Args:
+        room: Whose queue the doors lead to.
+    """
+    doors = Doors(room)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await doors.open()
+        try:
+            yield
+        finally:
+            await doors.close()
+
+    made = Starlette(
+        routes=[*emails.ROUTES, *health.ROUTES],
+        middleware=[Middleware(Outside), Middleware(Cors)],
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+    )
+    made.router.redirect_slashes = False
+    made.state.doors = doors
+    return made

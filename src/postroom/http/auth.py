@@ -1,0 +1,165 @@
+"""Who may call: the service key, or a JWT whose role is service_role."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+from time import monotonic
+
+from starlette.requests import Request
+
+from postroom.errors import ConfigError, DatabaseUnavailable
+from postroom.http.answers import Refused
+from postroom.http.jwt import InvalidToken, Jwts
+from postroom.room import Room
+
+ROLE = "service_role"
+STORED_KEYS_MAX = 1_000
+STORED_KEYS_GOOD_S = 5.0
+STORED_KEYS_AGAIN_S = 0.25
+"""A key that is not known is looked up in the database, but no more often than this."""
+
+
+class Keyring:
+    """
+    The keys that open the doors.
+
+    POSTROOM_SERVICE_KEY; where it is unset and the database is the embedded one, the key in its data
+    folder; and those that `postroom key new` made, of which the database keeps the hashes.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._own: bytes | None = None
+        self._stored: frozenset[bytes] = frozenset()
+        self._stored_at = -STORED_KEYS_GOOD_S
+        self._loading = asyncio.Lock()
+        settings = room.settings
+        jwt_secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
+        has_jwts = jwt_secret is not None or settings.jwks_url is not None
+        self._jwts = Jwts(jwt_secret, settings.jwks_url) if has_jwts else None
+
+    async def own_hash(self) -> bytes | None:
+        """The hash of this process's own key; makes the key of the data folder where it is missing."""
+        if self._own is None:
+            settings = self._room.settings
+            if settings.service_key is not None:
+                self._own = _hash(settings.service_key.get_secret_value().encode())
+            elif settings.database_url is None:
+                await self._room.open()  # whose data folder it is
+                self._own = _hash(local_service_key(settings.data_dir).encode())
+        return self._own
+
+    async def require_service(self, request: Request) -> None:
+        """
+        Let pass who may do everything.
+
+        Raises:
+            Refused: There is no valid key (401), or its role may not (403).
+        """
+        token = _bearer(request)
+        digest = _hash(token)
+        own = await self.own_hash()
+        if own is not None and hmac.compare_digest(digest, own):
+            return
+        problem = "the key is not valid"
+        if self._jwts is not None and token.count(b".") == 2:
+            try:
+                role = await self._jwts.role(token.decode("latin-1"))
+            except InvalidToken as error:
+                problem = f"the JWT is not valid: {error}"
+            else:
+                if role == ROLE:
+                    return
+                raise Refused(403, f"the JWT's role must be {ROLE}")
+        if await self._is_stored(digest):
+            return
+        raise _unauthorized(problem)
+
+    async def _is_stored(self, digest: bytes) -> bool:
+        if digest in self._stored and monotonic() - self._stored_at < STORED_KEYS_GOOD_S:
+            return True
+        async with self._loading:
+            if monotonic() - self._stored_at > STORED_KEYS_AGAIN_S:
+                try:
+                    await self._load()
+                except DatabaseUnavailable:
+                    # A key that was good stays so while nobody can be asked.
+                    if digest not in self._stored:
+                        raise
+        return digest in self._stored
+
+    async def _load(self) -> None:
+        await self._room.open()
+        rows = await self._room.database.fetch(
+            "SELECT key_hash FROM postroom.service_keys LIMIT $1", STORED_KEYS_MAX
+        )
+        self._stored = frozenset(row["key_hash"] for row in rows)
+        self._stored_at = monotonic()
+
+
+def local_service_key(data_dir: Path) -> str:
+    """
+    The key in the data folder; made once, for its owner only.
+
+    Raises:
+        ConfigError: It cannot be read or written.
+    """
+    path = data_dir / "service-key"
+    try:
+        key = _read(path)
+        if key is None:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            _write_once(path, f"pr_{secrets.token_urlsafe(32)}")
+            key = _read(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; set POSTROOM_SERVICE_KEY, or let it be written"
+        ) from None
+    if not key:
+        raise ConfigError(f"{path} is empty: delete it, and the next start makes a new key")
+    return key
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _write_once(path: Path, key: str) -> None:
+    """Write a whole file, or leave the one that another process has written meanwhile."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"{key}\n")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+    finally:
+        draft.unlink()
+
+
+def _bearer(request: Request) -> bytes:
+    # The bytes as they came: a key may be any text, and headers are decoded as Latin-1.
+    value = next((value for name, value in request.headers.raw if name == b"authorization"), b"")
+    scheme, _, token = value.strip().partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token:
+        raise _unauthorized("a key is needed: Authorization: Bearer KEY")
+    return token
+
+
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _unauthorized(error: str) -> Refused:
+    return Refused(401, error, {"www-authenticate": "Bearer"})

@@ -1,0 +1,50 @@
+"""CORS for /functions/v1/*: browsers may call these doors as they call Supabase's functions."""
+
+from __future__ import annotations
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PREFIX = "/functions/v1/"
+
+# Any origin: what protects these doors is a key in a header, which no browser adds by itself.
+_ORIGIN = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": "retry-after",
+}
+_PREFLIGHT = {
+    "access-control-allow-headers": "authorization, x-client-info, apikey, content-type",
+    "access-control-allow-methods": "POST, OPTIONS",
+    "access-control-max-age": "86400",
+}
+
+
+class Cors:
+    """Answers preflights, and lets browsers read every answer, errors too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or not _path(scope).startswith(PREFIX):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_ORIGIN)
+            await send(message)
+
+        if scope["method"] == "OPTIONS":
+            await PlainTextResponse("ok", headers=_PREFLIGHT)(scope, receive, send_with_headers)
+        else:
+            await self._app(scope, receive, send_with_headers)
+
+
+def _path(scope: Scope) -> str:
+    """The path below where the application is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root) else path
