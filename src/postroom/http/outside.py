@@ -63,7 +63,7 @@ class Outside:
                     scope, receive, send_with_headers
                 )
         path = scope["path"][:PATH_CHARACTERS_MAX]
-        say = _log.debug if path in _QUIET and status < 400 else _log.info
+        say = _log.warning if status >= 500 else _log.debug if path in _QUIET else _log.info
         ms = round((monotonic() - began) * 1000, 1)
         say("http.request", method=scope["method"], path=path, status=status, ms=ms, **facts)
 
