@@ -179,9 +179,7 @@ class EmailStore:
         )
         return count
 
-    async def settle(
-        self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]
-    ) -> list[Settled]:
+    async def settle(self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]) -> list[Settled]:
         """Write down what became of some e-mails, in one statement."""
         rows = await self._database.fetch(
             """
@@ -192,7 +190,10 @@ class EmailStore:
             [settlement.claim.id for settlement in settlements],
             [settlement.claim.lease_no for settlement in settlements],
             [settlement.verdict for settlement in settlements],
-            [_storable(settlement.outcome.reply) if settlement.outcome else None for settlement in settlements],
+            [
+                _storable(settlement.outcome.reply) if settlement.outcome else None
+                for settlement in settlements
+            ],
             [settlement.outcome.retry_after_s if settlement.outcome else None for settlement in settlements],
             [_entry(settlement, worker) for settlement in settlements],
         )
@@ -222,7 +223,9 @@ class EmailStore:
             pass
         await self._database.execute("SELECT postroom.settle_refused_emails()")
 
-    async def publish_pause(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
+    async def publish_pause(
+        self, name: str, pause_s: float | None, reason: str | None, failures: int
+    ) -> None:
         """Show everybody that a transport is down, or up again (None)."""
         await self._database.execute(
             """
