@@ -6,11 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from postroom import log
 from postroom.database.connection import Connection
 from postroom.errors import PostroomError
-
-_log = log.get_logger()
 
 Connect = Callable[[float], Awaitable[Connection | None]]
 
@@ -60,7 +57,7 @@ class Listener:
                 await self._listen(connection)
             except PostroomError as error:
                 # Correctness rests on polling, this only wakes: no error, but slower.
-                _log.warning("listener.lost", error=str(error), again_s=again_s)
+                _warn(error, again_s)
             await asyncio.sleep(again_s)
             again_s = min(again_s * 2, _AGAIN_S_MAX)
 
@@ -90,3 +87,10 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _warn(error: PostroomError, again_s: float) -> None:
+    from postroom import log  # a tenth of a second, which every short command would pay
+
+    _log = log.get_logger()
+    _log.warning("listener.lost", error=str(error), again_s=again_s)

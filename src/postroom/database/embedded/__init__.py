@@ -16,12 +16,9 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from postroom import log
 from postroom.database.embedded.cluster import Cluster
 from postroom.database.embedded.programs import wheel_folder
 from postroom.errors import PostroomError
-
-_log = log.get_logger()
 
 _LOOK_S = 1.0
 
@@ -71,6 +68,9 @@ async def _keep_running(cluster: Cluster) -> None:
     while True:
         await asyncio.sleep(_LOOK_S)
         if not cluster.is_watched():
+            from postroom import log  # a tenth of a second, which every short command would pay
+
+            _log = log.get_logger()
             try:
                 await asyncio.to_thread(cluster.start)
                 _log.warning("embedded.restarted")
