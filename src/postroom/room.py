@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from postroom.email.store import EmailStore
     from postroom.queue.engine import Engine
 
+LOCAL_SENDER = "postroom@localhost"
+
 
 class Room:
     """
@@ -207,11 +209,24 @@ class Room:
         return self._database
 
     @property
+    def sender(self) -> str | None:
+        """
+        The sender where an e-mail names none: POSTROOM_FROM.
+
+        Where nothing leaves the machine anybody will do, so that the first e-mail needs no setting.
+        """
+        if self.settings.sender is None and all(
+            url.startswith("maildir:") for url in self.settings.transport_urls
+        ):
+            return LOCAL_SENDER
+        return self.settings.sender
+
+    @property
     def emails(self) -> EmailStore:
         """The e-mail queue's SQL."""
         from postroom.email.store import EmailStore
 
-        return EmailStore(self.database, sender=self.settings.sender)
+        return EmailStore(self.database, sender=self.sender)
 
     @property
     def delivery(self) -> Delivery:
