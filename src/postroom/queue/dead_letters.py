@@ -1,0 +1,225 @@
+"""Dead letters: what needs a person. Reading them, and doing what the person has decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from postroom.database.connect import Database
+from postroom.queue.table import QueueTable
+
+REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale")
+"""Why postroom gives a row up; what an old caller gave up has none of them."""
+
+BATCH_ROWS = 500
+_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter, without its body."""
+
+    id: UUID
+    queue: str
+    reason: str | None
+    last_error: str | None
+    attempts: int
+    failed_at: datetime | None
+    created_at: datetime | None
+    about: dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """
+    What became of a decision.
+
+    Attributes:
+        done: The ids that changed.
+        missed: Those that are no dead letters, each with what it is: a status, `unknown`, or the
+            error of a row that refuses its update.
+    """
+
+    done: list[UUID]
+    missed: dict[UUID, str]
+
+
+async def list_dead_letters(
+    database: Database, queues: Sequence[QueueTable], *, reason: str | None, limit: int
+) -> tuple[list[DeadLetter], int]:
+    """
+    The newest dead letters of these queues, and how many there are in all.
+
+    Args:
+        reason: One of REASONS, or a part of the last error in any case; None takes all.
+    """
+    found: list[DeadLetter] = []
+    total = 0
+    for queue in queues:
+        where = _where(reason)
+        about = ", ".join(f"item.{column}" for column in queue.about)
+        rows = await database.fetch(
+            f"""
+            SELECT
+                item.id, item.dead_reason, item.last_error, COALESCE(item.attempts, 0) AS attempts,
+                item.failed_at, item.created_at, {about}
+            FROM {queue.table} AS item
+            WHERE {where}
+            ORDER BY item.failed_at DESC NULLS LAST, item.id
+            LIMIT $2
+            """,  # noqa: S608 - names of ours
+            reason,
+            limit,
+            deadline_s=_DEADLINE_S,
+        )
+        total += await database.fetchval(
+            f"SELECT count(*) FROM {queue.table} AS item WHERE {where}",  # noqa: S608 - names of ours
+            reason,
+            deadline_s=_DEADLINE_S,
+        )
+        found += [_dead_letter(queue, row) for row in rows]
+    found.sort(key=lambda letter: letter.failed_at.timestamp() if letter.failed_at else 0, reverse=True)
+    return found[:limit], total
+
+
+async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[str, Any] | None:
+    """All columns of one row, its body and its attempts too."""
+    text = await database.fetchval(
+        f"SELECT row_to_json(item)::text FROM {queue.table} AS item WHERE item.id = $1",  # noqa: S608 - a table of ours
+        row_id,
+        deadline_s=_DEADLINE_S,
+    )
+    return None if text is None else dict(orjson.loads(text))
+
+
+async def decide(
+    database: Database,
+    queues: Sequence[QueueTable],
+    what: Callable[[QueueTable], str],
+    ids: Sequence[UUID],
+    report: Callable[[int], None] = lambda _done: None,
+) -> Decided:
+    """
+    Retry or discard these dead letters, in batches that each commit.
+
+    Args:
+        what: Gives a queue's function: `lambda queue: queue.retry`.
+        ids: In any order; several times the same is once.
+        report: Takes how many are done so far.
+    """
+    wanted = list(dict.fromkeys(ids))
+    done: list[UUID] = []
+    refused: dict[UUID, str] = {}
+    for queue in queues:
+        for start in range(0, len(wanted), BATCH_ROWS):
+            done += await _decide_batch(database, what(queue), wanted[start : start + BATCH_ROWS], refused)
+            report(len(done))
+    changed = set(done)
+    missed = {row_id: "unknown" for row_id in wanted if row_id not in changed}
+    for queue in queues:
+        missed |= await _statuses(database, queue, list(missed))
+    return Decided(done, {**missed, **refused})
+
+
+async def decide_all(
+    database: Database,
+    queues: Sequence[QueueTable],
+    what: Callable[[QueueTable], str],
+    *,
+    reason: str | None,
+    report: Callable[[int], None] = lambda _done: None,
+) -> Decided:
+    """
+    Retry or discard all dead letters that there are now, or those with a reason (see list_dead_letters).
+
+    One that dies again meanwhile is not taken twice: they are gone through by id.
+    """
+    done: list[UUID] = []
+    refused: dict[UUID, str] = {}
+    for queue in queues:
+        last = UUID(int=0)
+        while ids := await _next_ids(database, queue, reason, last):
+            done += await _decide_batch(database, what(queue), ids, refused)
+            report(len(done))
+            last = ids[-1]
+    return Decided(done, refused)
+
+
+def _where(reason: str | None) -> str:
+    """The condition; its parameter is $1, whatever it is."""
+    if reason is None:
+        return "item.status = 'dead_letter' AND $1::text IS NULL"
+    if reason in REASONS:
+        return "item.status = 'dead_letter' AND item.dead_reason = $1"
+    return "item.status = 'dead_letter' AND position(lower($1) IN lower(item.last_error)) > 0"
+
+
+async def _next_ids(database: Database, queue: QueueTable, reason: str | None, last: UUID) -> list[UUID]:
+    rows = await database.fetch(
+        f"""
+        SELECT item.id
+        FROM {queue.table} AS item
+        WHERE {_where(reason)} AND item.id > $2
+        ORDER BY item.id
+        LIMIT $3
+        """,  # noqa: S608 - names of ours
+        reason,
+        last,
+        BATCH_ROWS,
+        deadline_s=_DEADLINE_S,
+    )
+    return [row["id"] for row in rows]
+
+
+async def _decide_batch(
+    database: Database, function: str, ids: Sequence[UUID], refused: dict[UUID, str]
+) -> list[UUID]:
+    try:
+        return await _call(database, function, ids)
+    except asyncpg.InsufficientPrivilegeError:
+        raise
+    except asyncpg.PostgresError as error:
+        if len(ids) == 1:
+            refused[ids[0]] = f"refuses the update: {error}"
+            return []
+    # A row's own trigger or constraint refuses: one by one, and that one is named.
+    done: list[UUID] = []
+    for row_id in ids:
+        done += await _decide_batch(database, function, [row_id], refused)
+    return done
+
+
+async def _call(database: Database, function: str, ids: Sequence[UUID]) -> list[UUID]:
+    rows = await database.fetch(f"SELECT {function}($1) AS id", list(ids), deadline_s=_DEADLINE_S)
+    return [row["id"] for row in rows]
+
+
+async def _statuses(database: Database, queue: QueueTable, ids: Sequence[UUID]) -> dict[UUID, str]:
+    rows = await database.fetch(
+        f"""
+        SELECT item.id, COALESCE(item.status, 'none') AS status
+        FROM {queue.table} AS item
+        WHERE item.id = ANY ($1)
+        """,  # noqa: S608 - a table of ours
+        list(ids),
+    )
+    return {row["id"]: row["status"] for row in rows}
+
+
+def _dead_letter(queue: QueueTable, row: Any) -> DeadLetter:
+    return DeadLetter(
+        id=row["id"],
+        queue=queue.name,
+        reason=row["dead_reason"],
+        last_error=row["last_error"],
+        attempts=row["attempts"],
+        failed_at=row["failed_at"],
+        created_at=row["created_at"],
+        about={column: row[column] for column in queue.about},
+    )

@@ -1,0 +1,215 @@
+"""The state of the house at one moment: what waits and why, who works, what is paused, what is used up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+
+from postroom.database.connect import Database
+from postroom.queue.table import QueueTable
+
+ALIVE = "interval '15 seconds'"
+"""A worker that was seen within this time is alive: three heartbeats."""
+
+_COUNT_DEADLINE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """
+    One queue.
+
+    Attributes:
+        counts: Rows by status.
+        oldest_s: Age of the oldest row by status, in seconds since its created_at.
+        due: Rows that could be attempted now, by their own due time.
+        oldest_due_s: For how long the oldest of them has been due.
+        waiting: Live rows by what they wait for: `due` (a worker), `lease` (an attempt to end),
+            `limit:…`, `backoff`, `send_at`, `transport`, `refused`.
+    """
+
+    counts: dict[str, int]
+    oldest_s: dict[str, float | None]
+    due: int
+    oldest_due_s: float | None
+    waiting: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker as it last showed itself; `begun` counts its attempts in flight."""
+
+    id: UUID
+    queue: str
+    host: str
+    pid: int
+    version: str
+    alive: bool
+    asleep: bool
+    begun: int
+    seen_s: float
+    started_at: datetime
+    settled: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStatus:
+    """A transport that is paused."""
+
+    name: str
+    paused_until: datetime
+    reason: str | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatus:
+    """A limit that all rows of a queue share; `amount` is None where it is off."""
+
+    key: str
+    setting: str
+    amount: int | None
+    used: int | None
+    next_free_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything, at the database's time `now`."""
+
+    now: datetime
+    queues: dict[str, QueueStatus]
+    workers: list[WorkerStatus]
+    transports: list[TransportStatus]
+    limits: list[LimitStatus]
+
+
+async def read_status(database: Database, queues: Sequence[QueueTable]) -> Status:
+    """
+    Read the state of these queues and of all workers.
+
+    Counting reads each table once: seconds where millions of old rows are kept.
+
+    Raises:
+        DatabaseUnavailable: No answer in time.
+    """
+    limits = await read_limits(database, queues)
+    used_up = {limit.key for limit in limits if limit.amount is not None and limit.used == limit.amount}
+    return Status(
+        now=await database.fetchval("SELECT clock_timestamp()"),
+        queues={queue.name: await _read_queue(database, queue, used_up) for queue in queues},
+        workers=await read_workers(database),
+        transports=await read_paused_transports(database),
+        limits=limits,
+    )
+
+
+async def read_workers(database: Database) -> list[WorkerStatus]:
+    """The workers, those that were seen last first; dead ones for as long as their rows are kept."""
+    rows = await database.fetch(
+        f"""
+        SELECT
+            worker.id, worker.queue, worker.host, worker.pid, worker.version,
+            worker.seen_at > clock_timestamp() - {ALIVE} AS alive,
+            worker.asleep, cardinality(worker.begun) AS begun,
+            extract(EPOCH FROM clock_timestamp() - worker.seen_at)::double precision AS seen_s,
+            worker.started_at, worker.settled::text AS settled
+        FROM postroom.workers AS worker
+        ORDER BY worker.seen_at DESC
+        """  # noqa: S608 - a constant of ours
+    )
+    return [WorkerStatus(**{**row, "settled": orjson.loads(row["settled"])}) for row in rows]
+
+
+async def read_paused_transports(database: Database) -> list[TransportStatus]:
+    """The transports that are paused at the moment, as the workers last said."""
+    rows = await database.fetch(
+        """
+        SELECT transport.name, transport.paused_until, transport.reason, transport.failures
+        FROM postroom.transports AS transport
+        WHERE transport.paused_until > clock_timestamp()
+        ORDER BY transport.name
+        """
+    )
+    return [TransportStatus(**row) for row in rows]
+
+
+async def read_limits(database: Database, queues: Sequence[QueueTable]) -> list[LimitStatus]:
+    """The limits that these queues' rows share, and how much of them is used."""
+    rows = await database.fetch(
+        """
+        SELECT
+            wanted.key, rule.written AS setting, rule.amount,
+            rule.amount - book.free AS used, book.wait_s AS next_free_s
+        FROM unnest($1::text[]) AS wanted (key)
+        CROSS JOIN LATERAL postroom.limit_rule_of(wanted.key) AS rule
+        CROSS JOIN LATERAL postroom.free_slots(wanted.key) AS book
+        """,
+        [queue.limit_key for queue in queues if queue.limit_key is not None],
+    )
+    return [LimitStatus(**row) for row in rows]
+
+
+async def _read_queue(database: Database, queue: QueueTable, used_up: set[str]) -> QueueStatus:
+    counted = await database.fetch(
+        f"""
+        SELECT
+            COALESCE(item.status, 'none') AS status,
+            count(*) AS count,
+            extract(
+                EPOCH FROM clock_timestamp() - min(item.created_at) FILTER (WHERE isfinite(item.created_at))
+            )::double precision AS oldest_s
+        FROM {queue.table} AS item
+        GROUP BY 1
+        ORDER BY 1
+        """,  # noqa: S608 - a table of ours
+        deadline_s=_COUNT_DEADLINE_S,
+    )
+    waiting = {
+        row["reason"]: row
+        for row in await database.fetch(
+            _LIVE.format(table=queue.table), queue.name, deadline_s=_COUNT_DEADLINE_S
+        )
+    }
+    due = waiting.get("due")
+    reasons = {reason: row["count"] for reason, row in waiting.items()}
+    if due is not None and queue.limit_key in used_up:
+        reasons[f"limit:{queue.limit_key}"] = reasons.get(f"limit:{queue.limit_key}", 0) + reasons.pop("due")
+    return QueueStatus(
+        counts={row["status"]: row["count"] for row in counted},
+        oldest_s={row["status"]: row["oldest_s"] for row in counted},
+        due=due["count"] if due is not None else 0,
+        oldest_due_s=due["oldest_due_s"] if due is not None else None,
+        waiting=dict(sorted(reasons.items())),
+    )
+
+
+# What each live row waits for. A lease that has ended is due like any other row.
+_LIVE = """
+    SELECT
+        live.reason,
+        count(*) AS count,
+        extract(EPOCH FROM clock_timestamp() - min(live.due_at) FILTER (WHERE isfinite(live.due_at)))
+            ::double precision AS oldest_due_s
+    FROM (
+        SELECT
+            COALESCE(item.due_at, item.next_retry_at, item.created_at) AS due_at,
+            CASE
+                WHEN refused.id IS NOT NULL THEN 'refused'
+                WHEN item.status = 'processing' AND NOT COALESCE(item.due_at <= clock_timestamp(), false)
+                    THEN 'lease'
+                WHEN item.waits_for = 'transport' THEN 'transport'
+                WHEN COALESCE(item.due_at, item.next_retry_at, '-infinity') <= clock_timestamp() THEN 'due'
+                WHEN item.waits_for LIKE 'limit:email:recipient:%' THEN 'limit:email:recipient'
+                ELSE COALESCE(item.waits_for, 'next_retry_at')
+            END AS reason
+        FROM {table} AS item
+        LEFT JOIN postroom.refused_rows AS refused ON refused.queue = $1 AND refused.id = item.id
+        WHERE item.status IN ('pending', 'processing')
+    ) AS live
+    GROUP BY live.reason
+"""

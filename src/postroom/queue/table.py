@@ -1,0 +1,34 @@
+"""What those who read a queue must know of it: its table's name, and what its columns are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTable:
+    """
+    One queue, as its readers see it. Every text is part of SQL: constants of ours, never input.
+
+    Attributes:
+        name: `email` or `webhook`, as in postroom.workers.
+        table: The public table.
+        noun: What people call a row, such as `e-mail`.
+        about: The columns that tell a person what a row is about.
+        hidden: The columns that hold its body.
+        done: The status of a row that has succeeded.
+        done_at: When it did.
+        limit_key: The limit that all rows share; None where there is none.
+        retry, discard: The functions that act on dead letters.
+    """
+
+    name: str
+    table: str
+    noun: str
+    about: tuple[str, ...]
+    hidden: tuple[str, ...]
+    done: str
+    done_at: str
+    retry: str
+    discard: str
+    limit_key: str | None = None

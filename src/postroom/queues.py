@@ -1,0 +1,32 @@
+"""The two queues of the house, for screens that show both."""
+
+from __future__ import annotations
+
+from postroom.queue.table import QueueTable
+
+EMAILS = QueueTable(
+    name="email",
+    table="public.email_queue",
+    noun="e-mail",
+    about=("to_email", "subject"),
+    hidden=("html", "text"),
+    done="sent",
+    done_at="sent_at",
+    retry="postroom.retry_dead_emails",
+    discard="postroom.discard_dead_emails",
+    limit_key="email:global",
+)
+
+WEBHOOKS = QueueTable(
+    name="webhook",
+    table="public.webhook_retry_queue",
+    noun="webhook event",
+    about=("webhook_type", "webhook_event_id"),
+    hidden=("payload",),
+    done="processed",
+    done_at="processed_at",
+    retry="postroom.retry_dead_webhooks",
+    discard="postroom.discard_dead_webhooks",
+)
+
+QUEUES = (EMAILS, WEBHOOKS)
