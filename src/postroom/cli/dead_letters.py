@@ -1,0 +1,196 @@
+"""`postroom dead-letters`: what needs a person, in both queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from postroom.cli.errors import WrongUsage
+from postroom.cli.explain import print_attempts
+from postroom.cli.house import opened_room, run
+from postroom.cli.ids import row_id_of
+from postroom.cli.screen import (
+    ROWS_ON_A_TERMINAL,
+    heading,
+    is_terminal,
+    note,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+)
+from postroom.errors import PostroomError
+from postroom.wording import count_of
+
+if TYPE_CHECKING:
+    from postroom.queue.dead_letters import Decided
+    from postroom.queue.table import QueueTable
+
+LIMIT = 10_000
+
+app = typer.Typer(help="List, show, retry or discard dead letters, of both queues.", no_args_is_help=False)
+
+Reason = Annotated[
+    str | None,
+    typer.Option(
+        "--reason",
+        metavar="R",
+        help="permanent, exhausted, uncertain, poison, transport or stale; or a part of the last error.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID…", parser=row_id_of, show_default=False)]
+
+
+@app.command("list")
+def list_(
+    reason: Reason = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="How many, newest first.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List dead letters, newest first."""
+    run(_list(reason, limit or (ROWS_ON_A_TERMINAL if is_terminal() and not json else LIMIT), json))
+
+
+@app.command("show")
+def show(row_id: Annotated[UUID, typer.Argument(metavar="ID", parser=row_id_of)], json: Json = False) -> None:
+    """Show one dead letter: all that is known of it, its attempts and its body."""
+    run(_show(row_id, json))
+
+
+@app.command("retry")
+def retry(
+    ids: Ids = None,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters, or all with --reason.")] = False,
+    reason: Reason = None,
+    json: Json = False,
+) -> None:
+    """Give dead letters all their attempts again."""
+    if every == bool(ids):
+        raise WrongUsage("name the dead letters' ids, or --all")
+    if reason is not None and not every:
+        raise WrongUsage("--reason goes with --all")
+    run(_decide("retried", lambda queue: queue.retry, ids, reason, json))
+
+
+@app.command("discard")
+def discard(ids: Ids = None, json: Json = False) -> None:
+    """Give dead letters up: they are kept as failed until cleanup takes them."""
+    if not ids:
+        raise WrongUsage("name the dead letters' ids")
+    run(_decide("discarded", lambda queue: queue.discard, ids, None, json))
+
+
+async def _list(reason: str | None, limit: int, json: bool) -> None:
+    from postroom.queue.dead_letters import list_dead_letters
+    from postroom.queues import QUEUES
+
+    async with opened_room() as room:
+        letters, total = await list_dead_letters(room.database, QUEUES, reason=reason, limit=limit)
+    if json:
+        print_json(letters)
+    elif letters:
+        print_table(
+            ["ID", "QUEUE", "SINCE", "REASON", "ABOUT", "LAST ERROR"],
+            [
+                (
+                    letter.id,
+                    letter.queue,
+                    letter.failed_at,
+                    letter.reason or "-",
+                    next(iter(letter.about.values())),
+                    letter.last_error,
+                )
+                for letter in letters
+            ],
+            flexible=["ABOUT", "LAST ERROR"],
+        )
+    elif is_terminal():
+        print_line(
+            "There are no dead letters." if reason is None else f"There are no dead letters with {reason!r}."
+        )
+    if total > len(letters):
+        note(f"{len(letters):,} of {count_of(total, 'dead letter')}; --limit shows more")
+
+
+async def _show(row_id: UUID, json: bool) -> None:
+    from postroom.queue.dead_letters import read_row
+    from postroom.queues import QUEUES
+
+    async with opened_room() as room:
+        for queue in QUEUES:
+            row = await read_row(room.database, queue, row_id)
+            if row is not None:
+                break
+        else:
+            raise PostroomError(f"there is no row {row_id} in either queue: `postroom dead-letters list`")
+    if row["status"] != "dead_letter":
+        raise PostroomError(f"{row_id} is {row['status']}, no dead letter: `postroom explain {row_id}`")
+    if json:
+        print_json({"queue": queue.name, **row})
+    else:
+        _print_row(queue, row)
+
+
+def _print_row(queue: QueueTable, row: Mapping[str, Any]) -> None:
+    from postroom.queue.explain import attempts_of
+
+    attempts = attempts_of(row["attempt_log"])
+    apart = {*queue.hidden, "attempt_log"}
+    facts = {name: value for name, value in row.items() if name not in apart and value not in (None, {}, [])}
+    print_facts({"queue": queue.name, **facts})
+    if attempts:
+        heading("Attempts")
+        print_attempts(attempts)
+    for column in queue.hidden:
+        if row.get(column):
+            heading(column)
+            _print_body(row[column])
+
+
+def _print_body(body: object) -> None:
+    """A body as it is, but for what a terminal would obey."""
+    if isinstance(body, str):
+        for line in body.splitlines():
+            print_line(line)
+    else:
+        print_json(body)
+
+
+async def _decide(
+    word: str, what: Callable[[QueueTable], str], ids: list[UUID] | None, reason: str | None, json: bool
+) -> None:
+    from postroom.queue.dead_letters import decide, decide_all
+    from postroom.queues import QUEUES
+
+    async with opened_room() as room:
+        with progress(f"{word} 0") as tell:
+
+            def report(done: int) -> None:
+                tell(f"{word} {done:,}")
+
+            if ids:
+                decided = await decide(room.database, QUEUES, what, ids, report)
+            else:
+                decided = await decide_all(room.database, QUEUES, what, reason=reason, report=report)
+    if json:
+        print_json({word: decided.done, "missed": {str(key): value for key, value in decided.missed.items()}})
+    else:
+        print_line(f"{count_of(len(decided.done), 'dead letter')} {word}")
+    if decided.missed:
+        raise PostroomError(_missed(decided))
+
+
+def _missed(decided: Decided) -> str:
+    row_id, state = next(iter(decided.missed.items()))
+    what = f"is {state}, no dead letter" if " " not in state else state
+    if state == "unknown":
+        what = "is in neither queue"
+    more = f"; and {len(decided.missed) - 1:,} more" if len(decided.missed) > 1 else ""
+    return f"{row_id} {what}{more}; `postroom dead-letters list` shows what there is"

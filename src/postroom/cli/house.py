@@ -1,0 +1,53 @@
+"""A command's way into the house: the room, its database open and its schema fitting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from postroom.errors import SchemaError
+
+if TYPE_CHECKING:
+    from postroom.room import Room
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end."""
+    return asyncio.run(work)
+
+
+@asynccontextmanager
+async def opened_room() -> AsyncIterator[Room]:
+    """
+    An open room whose schema fits.
+
+    Raises:
+        SchemaError: The database is not up to date.
+    """
+    from postroom.room import Room
+
+    async with Room() as room:
+        await fit_schema(room)
+        yield room
+
+
+async def fit_schema(room: Room) -> None:
+    """
+    See that the schema fits: the embedded database is ours and is brought up to date, others must be.
+
+    Raises:
+        SchemaError: It is not.
+    """
+    from postroom.database.migrate import migrate, require_schema
+
+    try:
+        async with room.database.transaction() as connection:
+            await require_schema(connection)
+    except SchemaError:
+        if room.settings.database_url is not None:
+            raise
+        await migrate(await room.database_url())

@@ -1,0 +1,140 @@
+"""What a command prints: tables and sentences on a terminal, plain lines in a pipe, JSON where asked."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+ROWS_ON_A_TERMINAL = 50
+
+Row = Sequence[object]
+
+# What a terminal would obey instead of showing it: an e-mail's subject may be anybody's text.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the output."""
+    return sys.stdout.isatty()
+
+
+def print_line(line: str) -> None:
+    """Print one line of the command's answer."""
+    print(one_line(line))
+
+
+def note(line: str) -> None:
+    """Print one line beside the answer, to stderr: how it goes, or what to mind."""
+    print(one_line(line), file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """A text in one line that no terminal obeys."""
+    return _CONTROL.sub(" ", text) if _CONTROL.search(text) else text
+
+
+def print_json(data: object) -> None:
+    """Print one JSON document."""
+    import orjson
+
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    sys.stdout.write(orjson.dumps(data, default=str, option=options).decode())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Row], *, flexible: Sequence[str] = ()) -> None:
+    """
+    Print a table: drawn to the terminal's width, or in a pipe as aligned columns of their full width.
+
+    Args:
+        flexible: The columns that give way where a terminal is too narrow; the others keep their width.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    numeric = [
+        bool(rows) and all(isinstance(row[place], int | float | None) for row in rows)
+        for place in range(len(columns))
+    ]
+    if is_terminal():
+        _draw(columns, cells, numeric, flexible)
+    else:
+        _align(columns, cells, numeric)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values, one a line."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {_cell(value)}".rstrip())
+
+
+def heading(text: str) -> None:
+    """Print the title of what follows."""
+    if is_terminal():
+        print(f"\n\x1b[1m{one_line(text)}\x1b[0m")
+    else:
+        print(f"\n{one_line(text)}")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Any]:
+    """
+    Show on a terminal that something goes on; elsewhere say nothing.
+
+    Yields:
+        A function that takes what is being done now.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _text: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(what)) as status:
+        yield lambda text: status.update(Text(one_line(text)))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if is_terminal() else str(value)
+    return one_line(str(value))
+
+
+def _align(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+    widths = [max([len(name), *(len(row[place]) for row in rows)]) for place, name in enumerate(columns)]
+    for row in [columns, *rows]:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _draw(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    flexible: Sequence[str],
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name, right in zip(columns, numeric, strict=True):
+        table.add_column(
+            Text(name),
+            justify="right" if right else "left",
+            no_wrap=name not in flexible,
+            overflow="fold" if name in flexible else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

@@ -1,0 +1,113 @@
+"""`postroom status`: the house at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from postroom.cli.house import opened_room, run
+from postroom.cli.screen import heading, print_json, print_line, print_table, progress
+from postroom.wording import away, count_of, duration, moment
+
+if TYPE_CHECKING:
+    from postroom.queue.status import QueueStatus, Status
+
+_WAITS = {
+    "due": "for a worker",
+    "lease": "for its attempt to end",
+    "limit:email:global": "for the limit of all e-mails",
+    "limit:email:recipient": "for the limit of its recipient",
+    "backoff": "for its next try",
+    "send_at": "for the time it is to go out at",
+    "next_retry_at": "for its next_retry_at",
+    "transport": "for its transport",
+    "refused": "for a trigger or constraint to be changed (`postroom explain ID`)",
+}
+
+
+def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show counts and ages of both queues, what waits and why, workers, transports and limits."""
+    found = run(_read())
+    if json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+async def _read() -> Status:
+    from postroom.queue.status import read_status
+    from postroom.queues import QUEUES
+
+    async with opened_room() as room:
+        with progress("counting"):
+            return await read_status(room.database, QUEUES)
+
+
+def _print(found: Status) -> None:
+    print_table(
+        ["QUEUE", "STATUS", "COUNT", "OLDEST"],
+        [
+            (name, state, count, _age(queue.oldest_s[state]))
+            for name, queue in found.queues.items()
+            for state, count in queue.counts.items()
+        ]
+        or [(name, "empty", 0, "") for name in found.queues],
+    )
+    for name, queue in found.queues.items():
+        _print_waiting(name, queue)
+    _print_workers(found)
+    if found.limits:
+        heading("Limits")
+    for limit in found.limits:
+        if limit.amount is None:
+            print_line(f"{limit.key}: {limit.setting}")
+        else:
+            free = f", the next slot is free in {duration(limit.next_free_s)}" if limit.next_free_s else ""
+            print_line(f"{limit.key}: {limit.used:,} of {limit.amount:,} used ({limit.setting}){free}")
+
+
+def _print_waiting(name: str, queue: QueueStatus) -> None:
+    if not queue.waiting:
+        return
+    heading(f"Waiting ({name})")
+    for reason, count in queue.waiting.items():
+        due = reason == "due" and queue.oldest_due_s is not None
+        since = f", the oldest for {duration(queue.oldest_due_s or 0)}" if due else ""
+        print_line(f"{count:,} {_WAITS.get(reason, reason)}{since}")
+
+
+def _print_workers(found: Status) -> None:
+    heading("Workers")
+    alive = [worker for worker in found.workers if worker.alive]
+    if not alive:
+        print_line("none: start `postroom up` or `postroom worker`")
+    for worker in alive:
+        state = "asleep" if worker.asleep else count_of(worker.begun, "attempt") + " in flight"
+        ended = ", ".join(f"{count:,} {verdict}" for verdict, count in worker.settled.items())
+        since = away(worker.started_at, found.now)
+        print_line(
+            f"{worker.queue}: {worker.host} process {worker.pid}, {state}, started {since}"
+            + (f"; {ended}" if ended else "")
+        )
+    lost = len(found.workers) - len(alive)
+    if lost:
+        print_line(
+            f"{count_of(lost, 'worker')} not seen any more, the last {duration(_last_seen(found))} ago"
+        )
+    if found.transports:
+        heading("Paused transports")
+    for transport in found.transports:
+        reason = f": {transport.reason}" if transport.reason else ""
+        failures = count_of(transport.failures, "failure")
+        print_line(
+            f"{transport.name} until {moment(transport.paused_until, found.now)}, after {failures}{reason}"
+        )
+
+
+def _last_seen(found: Status) -> float:
+    return min(worker.seen_s for worker in found.workers if not worker.alive)
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
