@@ -98,9 +98,7 @@ class Work(Protocol[T]):
     queue: str
     start_good_s: float
 
-    async def claim(
-        self, worker: UUID, limit: int, before: datetime | None, held: int
-    ) -> list[Claim[T]]:
+    async def claim(self, worker: UUID, limit: int, before: datetime | None, held: int) -> list[Claim[T]]:
         """
         Lease up to `limit` due rows.
 
@@ -110,9 +108,7 @@ class Work(Protocol[T]):
         """
         ...
 
-    async def begin(
-        self, worker: UUID, asked: Sequence[Claim[T]], begun: Sequence[Claim[T]]
-    ) -> list[Begun]:
+    async def begin(self, worker: UUID, asked: Sequence[Claim[T]], begun: Sequence[Claim[T]]) -> list[Begun]:
         """Make the starts of `asked` durable; `begun` are the worker's other attempts in flight."""
         ...
 

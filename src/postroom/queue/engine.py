@@ -240,7 +240,9 @@ class Engine(Generic[T]):
                 await self._fetch_once()
                 again_s = 0.1
             except DatabaseUnavailable as error:
-                _log.warning("database.away", queue=self.work.queue, error=str(error), again_s=round(again_s, 1))
+                _log.warning(
+                    "database.away", queue=self.work.queue, error=str(error), again_s=round(again_s, 1)
+                )
                 await self._rest(again_s)
                 again_s = min(again_s * 2, 5.0)
             except Exception as error:

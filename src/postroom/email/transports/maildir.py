@@ -56,17 +56,13 @@ class MaildirTransport:
         The file is whole or not there, and what is answered is on the disk.
         """
         mail = await rendered(email)
-        try:
-            if not self._made:
-                await self._in_thread(_make_folders, self._folder)
-                self._made = True
-            await start()
-            # A first attempt has nothing to look for; listing cur/ takes 50 ms where it holds 100,000.
-            name, repeated = _file_name(email), email.attempts > 0
-            path = await self._in_thread(_file_email, self._folder, name, mail, repeated)
-        except OSError as error:
-            self._made = False  # it may have been removed: made anew at the next attempt
-            raise TransportDown(f"{self.name}: {error.strerror or error}") from None
+        if not self._made:
+            await self._on_disk(_make_folders, self._folder)
+            self._made = True
+        await start()
+        # A first attempt has nothing to look for; listing cur/ takes 50 ms where it holds 100,000.
+        name, repeated = _file_name(email), email.attempts > 0
+        path = await self._on_disk(_file_email, self._folder, name, mail, repeated)
         return f"filed as {path}"
 
     async def close(self) -> None:
@@ -75,11 +71,15 @@ class MaildirTransport:
             self._threads.shutdown(wait=False)
             self._threads = None
 
-    async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    async def _on_disk(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="maildir")
         call = partial(function, *arguments, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except OSError as error:
+            self._made = False  # it may have been removed: made anew at the next attempt
+            raise TransportDown(f"{self.name}: {error.strerror or error}") from None
 
 
 def _file_name(email: OutgoingEmail) -> str:

@@ -65,9 +65,11 @@ CREATE TABLE postroom.workers (
     settled         jsonb NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 20);
 
--- Written once a batch: uncompressed and in the row, so that the update stays cheap.
-ALTER TABLE postroom.workers ALTER COLUMN begun SET STORAGE PLAIN;
-ALTER TABLE postroom.workers ALTER COLUMN begun_lease_nos SET STORAGE PLAIN;
+-- Written once a batch: uncompressed, and in the row as long as it fits there (300 attempts), so that the
+-- update stays cheap.
+ALTER TABLE postroom.workers SET (toast_tuple_target = 8160);
+ALTER TABLE postroom.workers ALTER COLUMN begun SET STORAGE EXTERNAL;
+ALTER TABLE postroom.workers ALTER COLUMN begun_lease_nos SET STORAGE EXTERNAL;
 
 -- A transport that is down, as the workers last saw it.
 CREATE TABLE postroom.transports (

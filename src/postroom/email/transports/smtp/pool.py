@@ -115,10 +115,9 @@ class ConnectionPool:
         try:
             await turn
         except BaseException:
-            if turn.cancelled():
-                self._waiting.remove(turn)
-            else:
-                self._give_turn()  # it was ours already: pass it on
+            # A cancelled one is passed over by _hand_turns; one that was handed over is passed on.
+            if not turn.cancelled():
+                self._give_turn()
             raise
 
     def _give_turn(self) -> None:

@@ -1,0 +1,52 @@
+"""
+postroom as a contender: one worker process, as `postroom worker --queues email` runs it.
+
+Settings (JSON, first argument): database_url, transport, sender, mode: `drain` does what is due when the
+word comes, `wait` works until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+from postroom import log
+from postroom.room import Room
+
+
+async def main(settings: dict[str, Any]) -> None:
+    """Get ready, wait for the word, work, and say what came of it."""
+    room = Room(
+        database_url=settings["database_url"],
+        transport=settings["transport"],
+        sender=settings["sender"],
+        log_format="json",
+    )
+    log.configure(room.settings.log_format, room.settings.log_level)
+    words = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
+    async with room:
+        engine = room.email_engine()
+        print("ready", flush=True)
+        await words.readline()
+        began_cpu_s = time.process_time()
+        if settings["mode"] == "drain":
+            done = await engine.run_pass(until_nothing_due=True)
+            cpu_s = time.process_time() - began_cpu_s
+            print(json.dumps({"sent": done.done, "cpu_s": cpu_s}), flush=True)
+        else:
+            stop = asyncio.Event()
+            working = asyncio.create_task(engine.run(stop))
+            print("{}", flush=True)
+            await words.read()
+            stop.set()
+            await working
+
+
+if __name__ == "__main__":
+    uvloop.run(main(json.loads(sys.argv[1])))

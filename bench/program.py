@@ -1,0 +1,96 @@
+"""A contender in a process of its own, which waits for the word before it works."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.report import RESULTS
+
+DRIVERS = Path(__file__).with_name("drivers")
+READY_S_MAX = 30.0
+WORK_S_MAX = 120.0
+
+
+@dataclass
+class Program:
+    """
+    A driver that has said `ready`.
+
+    Attributes:
+        start_s: How long it took from its start to `ready`, in seconds.
+    """
+
+    start_s: float
+    _process: subprocess.Popen[str]
+
+    def work(self) -> tuple[float, dict[str, Any]]:
+        """
+        Give the word and wait for its end.
+
+        Returns:
+            Seconds from the word to the answer, and what it says of itself.
+        """
+        began = time.monotonic()
+        self.tell("go")
+        answer = _line_of(self._process, WORK_S_MAX)
+        took_s = time.monotonic() - began
+        if not answer:
+            raise RuntimeError("it ended before its work was done: see its log in bench/.results")
+        return took_s, json.loads(answer)
+
+    def tell(self, word: str) -> None:
+        """Send it a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+
+
+@contextmanager
+def running(driver: str, settings: Mapping[str, object]) -> Iterator[Program]:
+    """
+    Start bench/drivers/<driver>.py with settings, and end it with the block.
+
+    Its log goes to bench/.results/<driver>.log: to write it is a part of the work.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    log_path = RESULTS / f"{driver}.log"
+    began = time.monotonic()
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(DRIVERS / f"{driver}.py"), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    with process:
+        try:
+            if _line_of(process, READY_S_MAX) != "ready\n":
+                raise RuntimeError(f"{driver} does not start: {log_path.read_text()[-2000:]}")
+            yield Program(time.monotonic() - began, process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _line_of(process: subprocess.Popen[str], limit_s: float) -> str:
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(limit_s):
+            process.kill()
+            raise TimeoutError(f"no answer within {limit_s:g} s")
+    return process.stdout.readline()

@@ -1,0 +1,120 @@
+"""What every benchmark stands on: a PostgreSQL that keeps its promises (fsync on), and the sink."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from bench.sink import Report
+from postroom.database import embedded
+
+_SINK = Path(__file__).with_name("sink.py")
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
+    """
+    The PostgreSQL that postroom brings, with its own settings, new, and gone with the block.
+
+    Yields:
+        An address of its owner, who may create databases; see create_database().
+    """
+    with tempfile.TemporaryDirectory(prefix="postroom-bench-") as folder:
+        # Its account must be able to reach the data where we are root.
+        Path(folder).chmod(0o711)
+        with embedded.joined(Path(folder) / "data") as url:
+            yield url
+
+
+async def create_database(url: str, name: str) -> str:
+    """Make a database anew on that server and return its address."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        await connection.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        await connection.close()
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+async def server_version(url: str) -> str:
+    """PostgreSQL's version, such as `18.6`."""
+    connection = await asyncpg.connect(url)
+    try:
+        version: str = await connection.fetchval("SHOW server_version")
+    finally:
+        await connection.close()
+    return version
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Run statements, each in its own transaction."""
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement, timeout=60)
+    finally:
+        await connection.close()
+
+
+class Sink:
+    """A running sink (bench/sink.py), and what it says of what has arrived."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.port = port
+        self._process = process
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._answers = self._socket.makefile("rb")
+        self._answers.readline()
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Self]:
+        """A new sink that runs while the block does; it ends with this process, however that ends."""
+        process = subprocess.Popen(
+            [sys.executable, str(_SINK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process:
+            try:
+                yield cls(process, int(process.stdout.readline()))
+            finally:
+                process.stdin.close()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    @property
+    def url(self) -> str:
+        """Its address, as POSTROOM_TRANSPORT takes it."""
+        return f"smtp://127.0.0.1:{self.port}"
+
+    def reset(self) -> None:
+        """Forget what has arrived."""
+        self._ask("XRESET")
+
+    def report(self) -> Report:
+        """Sum up what has arrived."""
+        return cast(Report, json.loads(self._ask("XREPORT")))
+
+    def arrivals_ns(self) -> dict[str, int]:
+        """When the mail with each subject was answered 250, in ns since 1970."""
+        return cast("dict[str, int]", json.loads(self._ask("XARRIVALS")))
+
+    def _ask(self, verb: str) -> bytes:
+        self._socket.sendall(f"{verb}\r\n".encode())
+        answer = self._answers.readline()
+        assert answer.startswith(b"250 "), answer
+        return answer[4:]

@@ -1,0 +1,1 @@
+"""Webhooks: what a provider sent, how it signed it, and who it is for."""

@@ -1,0 +1,182 @@
+"""
+A request as it came over the wire, and an answer to it.
+
+Whatever bytes a stranger puts into it, none of its parts raises: what cannot be read is None or empty.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import orjson
+
+FORM_FIELDS_MAX = 1_000
+JSON_DEPTH_MAX = 500
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+TEXT = "text/plain; charset=utf-8"
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+
+
+class Headers:
+    """
+    Header fields in their order: names in any case, values as often as they came.
+
+    Values are kept as latin-1 text, one character a byte, so any bytes can be held and given back.
+    """
+
+    def __init__(self, fields: Iterable[tuple[str | bytes, str | bytes]] = ()) -> None:
+        self._fields = tuple((_latin1(name).lower(), _latin1(value).strip(" \t")) for name, value in fields)
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """The values of a field, in their order."""
+        name = name.lower()
+        return tuple(value for own, value in self._fields if own == name)
+
+    def first(self, name: str) -> str | None:
+        """The first value of a field."""
+        return next(iter(self.all(name)), None)
+
+    def with_field(self, name: str, value: str) -> Headers:
+        """The same with this field, in place of all of its name."""
+        name = name.lower()
+        return Headers((*((own, given) for own, given in self._fields if own != name), (name, value)))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._fields)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.all(name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Headers) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Headers({', '.join(name for name, _ in self._fields)})"  # a value may be a credential
+
+
+@dataclass(frozen=True)
+class WebhookRequest:
+    """
+    A request of a provider.
+
+    Attributes:
+        url: The address that the provider called, whole: POSTROOM_PUBLIC_URL, path and query as
+            they came. It counts where the scheme signs it.
+        body: The bytes as they came.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Headers
+    body: bytes = field(repr=False)
+
+    @cached_property
+    def json(self) -> Any:
+        """The body as JSON, or the field `payload` of a form; None where there is none."""
+        parsed = parse_json(self.body)
+        if parsed is not None:
+            return parsed
+        payload = dict(self.form).get("payload")
+        return None if payload is None else parse_json(payload.encode("utf-8", "surrogateescape"))
+
+    @cached_property
+    def form(self) -> tuple[tuple[str, str], ...]:
+        """The fields of a form; empty where the body is none."""
+        return _pairs(self.body.decode("utf-8", "surrogateescape"))
+
+    @cached_property
+    def query(self) -> tuple[tuple[str, str], ...]:
+        """The fields of the address' query."""
+        try:
+            return _pairs(urlsplit(self.url).query)
+        except ValueError:
+            return ()
+
+    def with_header(self, name: str, value: str) -> WebhookRequest:
+        """The same request with this header, in place of all of its name."""
+        return replace(self, headers=self.headers.with_field(name, value))
+
+    def with_body(self, body: bytes) -> WebhookRequest:
+        """The same request with another body."""
+        return replace(self, body=body)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a provider's document demands as an answer."""
+
+    status: int
+    body: bytes = field(default=b"", repr=False)
+    content_type: str | None = None
+
+
+def answer_json(value: object, status: int = 200) -> Answer:
+    """An answer of JSON."""
+    return Answer(status, orjson.dumps(value), JSON)
+
+
+def parse_json(data: bytes) -> Any:
+    """
+    JSON as providers send it: also with half characters and numbers that no float holds.
+
+    Returns:
+        None where it is none, or is nested more than JSON_DEPTH_MAX deep.
+    """
+    if not data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] or _depth(data) > JSON_DEPTH_MAX:
+        return None
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        pass
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _depth(data: bytes) -> int:
+    """How deep it is nested; counted first, because the parsers of some versions do not count."""
+    if data.count(b"[") + data.count(b"{") <= JSON_DEPTH_MAX:
+        return 0
+    deepest = depth = 0
+    for token in _BRACKETS.finditer(data):
+        if token[0] in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token[0] in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    if "=" not in text or "\n" in text:
+        return ()
+    try:
+        found = parse_qsl(
+            text, keep_blank_values=True, errors="surrogateescape", max_num_fields=FORM_FIELDS_MAX
+        )
+    except ValueError:
+        return ()
+    return tuple(found)
+
+
+def _latin1(text: str | bytes) -> str:
+    if isinstance(text, str):
+        text = text.encode("latin-1" if _is_latin1(text) else "utf-8", "surrogateescape")
+    return text.decode("latin-1")
+
+
+def _is_latin1(text: str) -> bool:
+    return all(ord(character) < 256 for character in text)

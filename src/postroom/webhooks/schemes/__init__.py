@@ -1,0 +1,1 @@
+"""How providers sign their requests: one module a scheme, its source document on top of it."""
