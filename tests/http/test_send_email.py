@@ -268,7 +268,8 @@ async def test_a_server_that_ends_finishes_its_direct_emails(database_url: str, 
 
 async def test_a_direct_email_needs_a_sender(database_url: str, tmp_path: Path) -> None:
     """Without POSTROOM_FROM and `from` it can never be sent: 400, and no row."""
-    async with Room(**settings_of(database_url, tmp_path, sender=None)) as room, serving(room) as served:
+    settings = settings_of(database_url, tmp_path, sender=None, transport="smtp://127.0.0.1:2525")
+    async with Room(**settings) as room, serving(room) as served:
         refused = await served.send()
         sent = await served.send(**{"from": "shop@example.org"})
         assert refused.status_code == 400

@@ -53,7 +53,8 @@ def test_workers_that_are_killed_again_and_again_lose_no_mail(
         db.execute(
             """
             INSERT INTO email_queue (to_email, subject, html)
-            SELECT 'u' || n || '@example.com', 'subject ' || n, '<p>' || n || '</p>' FROM generate_series(1, %s) AS n
+            SELECT 'u' || n || '@example.com', 'subject ' || n, '<p>' || n || '</p>'
+            FROM generate_series(1, %s) AS n
             """,
             (count,),
         )

@@ -21,7 +21,8 @@ async def test_every_queued_mail_is_handed_over_once_and_settled(house: House) -
     assert Counter(house.recorder.handed_over) == Counter(ids)
     for row in await house.rows():
         assert (row["status"], row["attempts"], row["error_count"]) == ("sent", 1, 0)
-        assert row["sent_at"] is not None and row["from_email"] == "shop@example.com"
+        assert row["sent_at"] is not None
+        assert row["from_email"] == "shop@example.com"
 
 
 async def test_an_insert_wakes_a_sleeping_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +238,9 @@ async def test_a_mail_of_which_it_is_known_that_it_went_out_is_never_sent_again(
         """
         CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            IF NEW.status = 'sent' AND NEW.to_email = 'u2@example.com' THEN RAISE EXCEPTION 'not this one'; END IF;
+            IF NEW.status = 'sent' AND NEW.to_email = 'u2@example.com' THEN
+                RAISE EXCEPTION 'not this one';
+            END IF;
             RETURN NEW;
         END $$;
         CREATE TRIGGER refuse BEFORE UPDATE ON email_queue FOR EACH ROW EXECUTE FUNCTION refuse();

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from postroom.cli.house import opened_room, run
 from postroom.cli.ids import row_id_of
 from postroom.cli.screen import (
     ROWS_ON_A_TERMINAL,
+    Row,
     heading,
     is_terminal,
     note,
@@ -21,13 +22,14 @@ from postroom.cli.screen import (
     print_json,
     print_line,
     print_table,
+    print_text,
     progress,
 )
 from postroom.errors import PostroomError
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
-    from postroom.queue.dead_letters import Decided
+    from postroom.queue.dead_letters import DeadLetter, Decided
     from postroom.queue.table import QueueTable
 
 LIMIT = 10_000
@@ -95,28 +97,30 @@ async def _list(reason: str | None, limit: int, json: bool) -> None:
         letters, total = await list_dead_letters(room.database, QUEUES, reason=reason, limit=limit)
     if json:
         print_json(letters)
-    elif letters:
-        print_table(
-            ["ID", "QUEUE", "SINCE", "REASON", "ABOUT", "LAST ERROR"],
-            [
-                (
-                    letter.id,
-                    letter.queue,
-                    letter.failed_at,
-                    letter.reason or "-",
-                    next(iter(letter.about.values())),
-                    letter.last_error,
-                )
-                for letter in letters
-            ],
-            flexible=["ABOUT", "LAST ERROR"],
-        )
     elif is_terminal():
-        print_line(
-            "There are no dead letters." if reason is None else f"There are no dead letters with {reason!r}."
-        )
+        _show_list(letters, reason)
+    elif letters:
+        columns = ["ID", "QUEUE", "SINCE", "REASON", "ABOUT", "LAST ERROR"]
+        print_table(columns, [_row_of(letter) for letter in letters])
     if total > len(letters):
         note(f"{len(letters):,} of {count_of(total, 'dead letter')}; --limit shows more")
+
+
+def _row_of(letter: DeadLetter) -> Row:
+    about = next(iter(letter.about.values()))
+    return letter.id, letter.queue, letter.failed_at, letter.reason or "-", about, letter.last_error
+
+
+def _show_list(letters: Sequence[DeadLetter], reason: str | None) -> None:
+    """In cards: an id that is cut off cannot be copied, and a table of these needs 150 columns."""
+    if not letters:
+        print_line("There are no dead letters." if reason is None else f"No dead letter has {reason!r}.")
+    for letter in letters:
+        since = f"{letter.failed_at.astimezone():%Y-%m-%d %H:%M:%S}" if letter.failed_at else ""
+        print_line(f"{letter.id}  {letter.queue}  {letter.reason or '-'}  {since}")
+        print_text(" · ".join(value for value in letter.about.values() if value), "    ")
+        if letter.last_error:
+            print_text(letter.last_error, "    ")
 
 
 async def _show(row_id: UUID, json: bool) -> None:

@@ -105,10 +105,6 @@ _COLOURS: dict[Level, str] = {"ok": "32", "warning": "33", "problem": "31"}
 
 
 def _print(finding: Finding) -> None:
-    level = f"{finding.level:<7}"
-    if sys.stdout.isatty():
-        level = f"\x1b[{_COLOURS[finding.level]}m{level}\x1b[0m"
-    print(f"{level}  ", end="")
-    print_line(f"{finding.check}: {finding.found}")
+    print_text(f"{finding.check}: {finding.found}", f"{finding.level:<7}  ")
     if finding.advice is not None:
-        print_line(f"         → {finding.advice}")
+        print_text(f"→ {finding.advice}", " " * 9)

@@ -10,7 +10,7 @@ import typer
 
 from postroom.cli.house import opened_room, run
 from postroom.cli.ids import row_id_of
-from postroom.cli.screen import heading, print_json, print_line, print_table
+from postroom.cli.screen import heading, print_json, print_line, print_table, print_text
 from postroom.errors import PostroomError
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def _print(explanation: Explanation) -> None:
     about = " · ".join(value for value in explanation.about.values() if value)
     print_line(f"{explanation.queue} {explanation.id}: {explanation.status}")
     if about:
-        print_line(f"  {about}")
+        print_text(about, "  ")
     for line in explanation.why:
-        print_line(line)
+        print_text(line)
     if explanation.attempts:
         heading(f"Attempts ({explanation.attempts_counted} of {explanation.attempts_max} counted)")
         print_attempts(explanation.attempts)

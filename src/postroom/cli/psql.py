@@ -15,7 +15,7 @@ import typer
 
 from postroom.cli.errors import DONE, FAILED
 from postroom.cli.house import run
-from postroom.cli.screen import print_line, print_table
+from postroom.cli.screen import print_line, print_records
 from postroom.errors import ConfigError
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -92,7 +92,7 @@ async def _print_result(url: str, sql: str) -> None:
         rows = await statement.fetch()
         columns = [attribute.name for attribute in statement.get_attributes()]
         if columns:
-            print_table(columns, [[_shown(value) for value in row] for row in rows], flexible=columns)
+            print_records(columns, [[_shown(value) for value in row] for row in rows])
         if not columns or sys.stdout.isatty():
             print_line(statement.get_statusmsg() or "")
     except asyncpg.PostgresSyntaxError as error:

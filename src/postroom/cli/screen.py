@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any
 
 ROWS_ON_A_TERMINAL = 50
@@ -70,6 +72,30 @@ def print_facts(facts: Mapping[str, object]) -> None:
         print(f"{name:<{width}}  {_cell(value)}".rstrip())
 
 
+def print_text(text: str, indent: str = "") -> None:
+    """Print a sentence: on a terminal broken between its words, elsewhere in one line."""
+    if not is_terminal():
+        print(f"{indent}{one_line(text)}")
+        return
+    hanging = indent or "  "
+    for line in wrap(
+        one_line(text), get_terminal_size().columns, initial_indent=indent, subsequent_indent=hanging
+    ):
+        print(line)
+
+
+def print_records(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print rows as a table where a terminal is wide enough for it, else one value a line."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    wanted = [max([len(name), *(len(row[place]) for row in cells)]) for place, name in enumerate(columns)]
+    if not is_terminal() or sum(wanted) + 3 * len(wanted) <= get_terminal_size().columns:
+        print_table(columns, rows)
+        return
+    for number, row in enumerate(rows, 1):
+        heading(f"Row {number}")
+        print_facts(dict(zip(columns, row, strict=True)))
+
+
 def heading(text: str) -> None:
     """Print the title of what follows."""
     if is_terminal():
@@ -127,7 +153,7 @@ def _draw(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for name, right in zip(columns, numeric, strict=True):
         table.add_column(
             Text(name),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.house import opened_room, run
-from postroom.cli.screen import heading, print_json, print_line, print_table, progress
+from postroom.cli.screen import heading, print_json, print_text, print_table, progress
 from postroom.wording import away, count_of, duration, moment
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def _print(found: Status) -> None:
         heading("Limits")
     for limit in found.limits:
         if limit.amount is None:
-            print_line(f"{limit.key}: {limit.setting}")
+            print_text(f"{limit.key}: {limit.setting}")
         else:
             free = f", the next slot is free in {duration(limit.next_free_s)}" if limit.next_free_s else ""
-            print_line(f"{limit.key}: {limit.used:,} of {limit.amount:,} used ({limit.setting}){free}")
+            print_text(f"{limit.key}: {limit.used:,} of {limit.amount:,} used ({limit.setting}){free}")
 
 
 def _print_waiting(name: str, queue: QueueStatus) -> None:
@@ -74,25 +74,25 @@ def _print_waiting(name: str, queue: QueueStatus) -> None:
     for reason, count in queue.waiting.items():
         due = reason == "due" and queue.oldest_due_s is not None
         since = f", the oldest for {duration(queue.oldest_due_s or 0)}" if due else ""
-        print_line(f"{count:,} {_WAITS.get(reason, reason)}{since}")
+        print_text(f"{count:,} {_WAITS.get(reason, reason)}{since}")
 
 
 def _print_workers(found: Status) -> None:
     heading("Workers")
     alive = [worker for worker in found.workers if worker.alive]
     if not alive:
-        print_line("none: start `postroom up` or `postroom worker`")
+        print_text("none: start `postroom up` or `postroom worker`")
     for worker in alive:
         state = "asleep" if worker.asleep else count_of(worker.begun, "attempt") + " in flight"
         ended = ", ".join(f"{count:,} {verdict}" for verdict, count in worker.settled.items())
         since = away(worker.started_at, found.now)
-        print_line(
+        print_text(
             f"{worker.queue}: {worker.host} process {worker.pid}, {state}, started {since}"
             + (f"; {ended}" if ended else "")
         )
     lost = len(found.workers) - len(alive)
     if lost:
-        print_line(
+        print_text(
             f"{count_of(lost, 'worker')} not seen any more, the last {duration(_last_seen(found))} ago"
         )
     if found.transports:
@@ -100,7 +100,7 @@ def _print_workers(found: Status) -> None:
     for transport in found.transports:
         reason = f": {transport.reason}" if transport.reason else ""
         failures = count_of(transport.failures, "failure")
-        print_line(
+        print_text(
             f"{transport.name} until {moment(transport.paused_until, found.now)}, after {failures}{reason}"
         )
 

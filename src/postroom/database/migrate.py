@@ -1,8 +1,8 @@
 """
 Bringing a database up to date: numbered migrations, then the functions, then the rows of before.
 
-Numbered migrations (sql/migrations) make tables, columns, indexes and types; each runs once. The functions and
-triggers (sql/schema) stand in one place and are replaced as a whole whenever they differ
+Numbered migrations (sql/migrations) make tables, columns, indexes and types; each runs once. The
+functions and triggers (sql/schema) stand in one place and are replaced as a whole whenever they differ
 (docs/decisions/0003). Callers and workers go on meanwhile: no statement waits for a lock longer than
 LOCK_TIMEOUT, a step that cannot get its lock is rolled back and tried again, and whatever was cut off
 is taken up by the next migrate.
@@ -70,10 +70,11 @@ class Pending:
 
 def migrations() -> list[Migration]:
     """The numbered migrations, in order."""
-    found = []
-    for entry in (files("postroom") / "sql" / "migrations").iterdir():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", entry.name):
-            found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
+    found = [
+        Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8"))
+        for entry in (files("postroom") / "sql" / "migrations").iterdir()
+        if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", entry.name))
+    ]
     return sorted(found, key=lambda migration: migration.version)
 
 
@@ -99,7 +100,7 @@ async def migrate(
     *,
     app_role: str | None = None,
     deliver_newer_than: str = "7d",
-    report: Report = lambda line: None,
+    report: Report = lambda _line: None,
 ) -> None:
     """
     Bring the database up to date; safe to call twice, at once, and after a call that was cut off.
@@ -220,7 +221,13 @@ async def _pending(connection: asyncpg.Connection) -> Pending:
     if not await connection.fetchval("SELECT to_regclass('postroom.repeatables') IS NOT NULL"):
         return Pending([f"migration {m.version:04d} {m.name}" for m in migrations()])
     newer = await connection.fetchrow(
-        "SELECT version, name FROM postroom.migrations WHERE version > $1 AND breaking ORDER BY version LIMIT 1",
+        """
+        SELECT version, name
+        FROM postroom.migrations
+        WHERE version > $1 AND breaking
+        ORDER BY version
+        LIMIT 1
+        """,
         latest_version(),
     )
     if newer is not None:
@@ -345,7 +352,8 @@ async def _settle_old_rows(connection: asyncpg.Connection, deliver_newer_than: s
             await _settle_pass(connection, table, stale, found)
             if time.monotonic() > give_up_at:
                 raise MigrationFailed(
-                    f"{table}: rows in 'processing' stay locked; {await _long_transactions(connection)}. Migrate again"
+                    f"{table}: rows in 'processing' stay locked; "
+                    f"{await _long_transactions(connection)}. Migrate again"
                 )
         _report_rows(table, found, report)
 

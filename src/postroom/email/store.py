@@ -242,7 +242,7 @@ class EmailStore:
         )
 
 
-def _email(row: Mapping[str, Any]) -> OutgoingEmail:
+def _email(row: Any) -> OutgoingEmail:
     headers = orjson.loads(row["headers"]) if row["headers"] else {}
     return OutgoingEmail(
         row["id"],

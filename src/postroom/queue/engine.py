@@ -414,7 +414,11 @@ class Engine(Generic[T]):
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(Exception):  # the fetcher says what is wrong with the database
                 tag = await self._database.execute(
-                    "UPDATE postroom.workers SET seen_at = clock_timestamp(), settled = $2::text::jsonb WHERE id = $1",
+                    """
+                    UPDATE postroom.workers
+                    SET seen_at = clock_timestamp(), settled = $2::text::jsonb
+                    WHERE id = $1
+                    """,
                     self.id,
                     orjson.dumps(self._settles.counts).decode(),
                 )
