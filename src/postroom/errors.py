@@ -8,6 +8,7 @@ carries a secret or the body of a message.
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 
 
 class PostroomError(Exception):
@@ -97,3 +98,30 @@ class UncertainOutcome(SendError):
 
 class TransportDown(SendError):
     """The transport, not the e-mail, has failed: give the e-mail back, no attempt counted."""
+
+
+class SignatureReason(StrEnum):
+    """Why a webhook's signature does not hold."""
+
+    HEADER_MISSING = "header_missing"
+    HEADER_DOUBLED = "header_doubled"
+    HEADER_MALFORMED = "header_malformed"
+    BODY_MALFORMED = "body_malformed"
+    TOO_OLD = "too_old"
+    TOO_NEW = "too_new"
+    MISMATCH = "mismatch"
+
+
+class SignatureError(PostroomError):
+    """
+    A webhook whose signature does not hold: answer 4xx and store nothing.
+
+    Args:
+        reason: Which part of it, for programs.
+        sentence: The same for people; no secret, and nothing of the body.
+    """
+
+    def __init__(self, reason: SignatureReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from postroom.cli.errors import FAILED
 from postroom.cli.house import fit_schema, run
-from postroom.cli.screen import print_json, print_line, progress
+from postroom.cli.screen import print_json, print_line, print_text, progress
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
@@ -101,10 +100,12 @@ async def _check_database(room: Room) -> list[Finding]:
     return found
 
 
-_COLOURS: dict[Level, str] = {"ok": "32", "warning": "33", "problem": "31"}
+_COLOURS: dict[Level, int] = {"ok": 32, "warning": 33, "problem": 31}
 
 
 def _print(finding: Finding) -> None:
-    print_text(f"{finding.check}: {finding.found}", f"{finding.level:<7}  ")
+    indent = " " * 9
+    text = f"{finding.check}: {finding.found}"
+    print_text(text, indent, lead=f"{finding.level:<9}", colour=_COLOURS[finding.level])
     if finding.advice is not None:
-        print_text(f"→ {finding.advice}", " " * 9)
+        print_text(f"→ {finding.advice}", indent)

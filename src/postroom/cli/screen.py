@@ -72,15 +72,23 @@ def print_facts(facts: Mapping[str, object]) -> None:
         print(f"{name:<{width}}  {_cell(value)}".rstrip())
 
 
-def print_text(text: str, indent: str = "") -> None:
-    """Print a sentence: on a terminal broken between its words, elsewhere in one line."""
+def print_text(text: str, indent: str = "", *, lead: str = "", colour: int = 0) -> None:
+    """
+    Print a sentence: on a terminal broken between its words, elsewhere in one line.
+
+    Args:
+        lead: Stands where the first line's indent would.
+        colour: Of the lead, on a terminal.
+    """
+    lead = lead or indent
     if not is_terminal():
-        print(f"{indent}{one_line(text)}")
+        print(f"{lead}{one_line(text)}")
         return
-    hanging = indent or "  "
-    for line in wrap(
-        one_line(text), get_terminal_size().columns, initial_indent=indent, subsequent_indent=hanging
-    ):
+    width = get_terminal_size().columns
+    lines = wrap(one_line(text), width, initial_indent=lead, subsequent_indent=indent or "  ") or [lead]
+    first = lines[0].removeprefix(lead)
+    print(f"\x1b[{colour}m{lead}\x1b[0m{first}" if colour else lines[0])
+    for line in lines[1:]:
         print(line)
 
 

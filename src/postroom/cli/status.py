@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.house import opened_room, run
-from postroom.cli.screen import heading, print_json, print_text, print_table, progress
+from postroom.cli.screen import heading, print_json, print_table, print_text, progress
 from postroom.wording import away, count_of, duration, moment
 
 if TYPE_CHECKING:

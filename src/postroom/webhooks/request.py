@@ -7,7 +7,6 @@ Whatever bytes a stranger puts into it, none of its parts raises: what cannot be
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,13 +16,10 @@ from urllib.parse import parse_qsl, urlsplit
 import orjson
 
 FORM_FIELDS_MAX = 1_000
-JSON_DEPTH_MAX = 500
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 TEXT = "text/plain; charset=utf-8"
-
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
 class Headers:
@@ -132,10 +128,8 @@ def parse_json(data: bytes) -> Any:
     JSON as providers send it: also with half characters and numbers that no float holds.
 
     Returns:
-        None where it is none, or is nested more than JSON_DEPTH_MAX deep.
+        None where it is none, or is nested so deep that no parser takes it.
     """
-    if not data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] or _depth(data) > JSON_DEPTH_MAX:
-        return None
     try:
         return orjson.loads(data)
     except ValueError:
@@ -144,20 +138,6 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
-
-
-def _depth(data: bytes) -> int:
-    """How deep it is nested; counted first, because the parsers of some versions do not count."""
-    if data.count(b"[") + data.count(b"{") <= JSON_DEPTH_MAX:
-        return 0
-    deepest = depth = 0
-    for token in _BRACKETS.finditer(data):
-        if token[0] in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token[0] in b"]}":
-            depth -= 1
-    return deepest
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
@@ -174,7 +154,7 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 def _latin1(text: str | bytes) -> str:
     if isinstance(text, str):
-        text = text.encode("latin-1" if _is_latin1(text) else "utf-8", "surrogateescape")
+        text = text.encode("latin-1" if _is_latin1(text) else "utf-8", "replace")
     return text.decode("latin-1")
 
 
