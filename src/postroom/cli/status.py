@@ -11,7 +11,7 @@ from postroom.cli.screen import heading, print_json, print_table, print_text, pr
 from postroom.wording import away, count_of, duration, moment
 
 if TYPE_CHECKING:
-    from postroom.queue.status import QueueStatus, Status
+    from postroom.queue.status import QueueStatus, Status, WorkerStatus
 
 _WAITS = {
     "due": "for a worker",
@@ -80,16 +80,12 @@ def _print_waiting(name: str, queue: QueueStatus) -> None:
 def _print_workers(found: Status) -> None:
     heading("Workers")
     alive = [worker for worker in found.workers if worker.alive]
-    if not alive:
+    if not any(worker.claims for worker in alive):
         print_text("none: start `postroom up` or `postroom worker`")
     for worker in alive:
-        state = "asleep" if worker.asleep else count_of(worker.begun, "attempt") + " in flight"
-        ended = ", ".join(f"{count:,} {verdict}" for verdict, count in worker.settled.items())
-        since = away(worker.started_at, found.now)
-        print_text(
-            f"{worker.queue}: {worker.host} process {worker.pid}, {state}, started {since}"
-            + (f"; {ended}" if ended else "")
-        )
+        ended = "".join(f", {count:,} {verdict}" for verdict, count in worker.settled.items())
+        started = f"started {away(worker.started_at, found.now)}{ended}"
+        print_text(f"{worker.queue}: {worker.host} process {worker.pid}, {_state(worker)}, {started}")
     lost = len(found.workers) - len(alive)
     if lost:
         print_text(
@@ -103,6 +99,12 @@ def _print_workers(found: Status) -> None:
         print_text(
             f"{transport.name} until {moment(transport.paused_until, found.now)}, after {failures}{reason}"
         )
+
+
+def _state(worker: WorkerStatus) -> str:
+    if not worker.claims:
+        return "for direct e-mails"
+    return "asleep" if worker.asleep else f"{count_of(worker.begun, 'attempt')} in flight"
 
 
 def _last_seen(found: Status) -> float:

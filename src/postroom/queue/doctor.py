@@ -27,7 +27,7 @@ async def check_queues(
     alive = [worker for worker in status.workers if worker.alive]
     found: list[Finding] = []
     for name in worked:
-        workers = [worker for worker in alive if worker.queue == name]
+        workers = [worker for worker in alive if worker.queue == name and worker.claims]
         overdue_s = status.queues[name].oldest_due_s or 0
         if workers:
             found.append(ok("workers", f"{count_of(len(workers), 'worker')} of queue {name}"))

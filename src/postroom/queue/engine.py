@@ -94,6 +94,7 @@ class Engine(Generic[T]):
         self._concurrency = concurrency
         self._deadline_s = attempt_deadline_s
         self._version = version
+        self._claims = True
         self._starts = Starts(work, self.id)
         self._settles = Settles(work, self.id, self._starts.begun)
         self._buffer: deque[Claim[T]] = deque()
@@ -217,6 +218,7 @@ class Engine(Generic[T]):
 
     async def stand_by(self, stop: asyncio.Event) -> None:
         """Hold a worker's row and its leases, for attempt_now(), without claiming anything."""
+        self._claims = False
         await self._register(patient=True)
         self.registered.set()
         helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
@@ -389,12 +391,13 @@ class Engine(Generic[T]):
         while True:
             try:
                 await self._database.execute(
-                    "SELECT postroom.register_worker($1, $2, $3, $4, $5, $6, $7::text::jsonb)",
+                    "SELECT postroom.register_worker($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)",
                     self.id,
                     self.work.queue,
                     socket.gethostname(),
                     os.getpid(),
                     self._version,
+                    self._claims,
                     asleep,
                     orjson.dumps(self._settles.counts).decode(),
                 )

@@ -280,7 +280,7 @@ async def _read_house(database: Database, queue: QueueTable, row: Mapping[str, A
             count(*) AS workers,
             count(*) FILTER (WHERE worker.asleep) AS asleep
         FROM postroom.workers AS worker
-        WHERE worker.queue = $1 AND worker.seen_at > clock_timestamp() - {ALIVE}
+        WHERE worker.queue = $1 AND worker.claims AND worker.seen_at > clock_timestamp() - {ALIVE}
         """,  # noqa: S608 - a constant of ours
         queue.name,
     )

@@ -41,7 +41,13 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker as it last showed itself; `begun` counts its attempts in flight."""
+    """
+    A worker as it last showed itself.
+
+    Attributes:
+        claims: Whether it works on the queue; one that serves direct e-mails alone does not.
+        begun: Its attempts in flight.
+    """
 
     id: UUID
     queue: str
@@ -49,6 +55,7 @@ class WorkerStatus:
     pid: int
     version: str
     alive: bool
+    claims: bool
     asleep: bool
     begun: int
     seen_s: float
@@ -115,7 +122,7 @@ async def read_workers(database: Database) -> list[WorkerStatus]:
         SELECT
             worker.id, worker.queue, worker.host, worker.pid, worker.version,
             worker.seen_at > clock_timestamp() - {ALIVE} AS alive,
-            worker.asleep, cardinality(worker.begun) AS begun,
+            worker.claims, worker.asleep, cardinality(worker.begun) AS begun,
             extract(EPOCH FROM clock_timestamp() - worker.seen_at)::double precision AS seen_s,
             worker.started_at, worker.settled::text AS settled
         FROM postroom.workers AS worker

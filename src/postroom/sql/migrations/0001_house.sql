@@ -55,6 +55,8 @@ CREATE TABLE postroom.workers (
     version         text NOT NULL,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Whether it works on the queue; one that only attempts what somebody waits for does not.
+    claims          boolean NOT NULL DEFAULT true,
     asleep          boolean NOT NULL DEFAULT false,
     -- The attempts that have begun and are not settled: ids and their lease numbers. This is the
     -- durable start: a lease that ends with its mark here is an uncertain outcome, one that

@@ -129,6 +129,7 @@ CREATE OR REPLACE FUNCTION postroom.register_worker(
     p_host    text,
     p_pid     integer,
     p_version text,
+    p_claims  boolean,
     p_asleep  boolean,
     p_settled jsonb
 )
@@ -136,8 +137,8 @@ RETURNS void
 LANGUAGE sql
 SET search_path = ''
 AS $$
-    INSERT INTO postroom.workers (id, queue, host, pid, version, asleep, settled)
-    VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_asleep, p_settled)
+    INSERT INTO postroom.workers (id, queue, host, pid, version, claims, asleep, settled)
+    VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_claims, p_asleep, p_settled)
     ON CONFLICT (id) DO UPDATE
     SET seen_at = clock_timestamp(), asleep = EXCLUDED.asleep, settled = EXCLUDED.settled;
 $$;
