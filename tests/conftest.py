@@ -86,7 +86,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-SKIPS_ARE_FAILURES = os.environ.get("POSTROOM_TEST_FORBID_SKIP") == "1"
+SKIPS_ARE_FAILURES = os.environ.get("FORBID_SKIPPED_TESTS") == "1"
 """In CI a skipped test is a failed one: the packages that it needs are installed there."""
 
 
