@@ -67,6 +67,7 @@ class ScriptedSmtp:
         tls: For STARTTLS, or from the first byte with `implicit_tls`.
         sessions: The commands of each connection, in their order; contents are left out.
         mails: The contents that it took, with dots taken out.
+        naive: Whether it takes RCPT after a refused MAIL, and DATA after a refused RCPT.
     """
 
     extensions: list[str] = field(
@@ -74,6 +75,7 @@ class ScriptedSmtp:
     )
     tls: ssl.SSLContext | None = None
     implicit_tls: bool = False
+    naive: bool = False
     sessions: list[list[str]] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
     open_now: int = 0
@@ -139,10 +141,17 @@ class ScriptedSmtp:
     ) -> None:
         if not await self._do("GREETING", reader, writer):
             return
+        before = {"RCPT": "MAIL", "DATA": "RCPT"}
+        good: set[str] = set()
         while line := await reader.readline():
             command = line.decode().strip()
             verb = command.partition(" ")[0].upper()
             session.append(command)
+            if verb in before and not self.naive and before[verb] not in good:
+                writer.write(b"503 5.5.1 bad sequence of commands\r\n")
+                continue
+            taken = self._would_take(verb)
+            good = good | {verb} if taken and verb != "MAIL" else {verb} if taken else set()
             if not await self._do(verb, reader, writer):
                 return
             if verb == "STARTTLS" and self.tls is not None:
@@ -187,6 +196,11 @@ class ScriptedSmtp:
             return Say("\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines))
         return Say(_GOOD.get(verb, "502 5.5.1 what?"))
 
+    def _would_take(self, verb: str) -> bool:
+        told = self._scripts[verb][0] if self._scripts[verb] else self._always.get(verb)
+        good = "354" if verb == "DATA" else "2"
+        return told is None or (isinstance(told, Say) and told.text.startswith(good))
+
     async def _take_content(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         lines: list[bytes] = []
         while (line := await reader.readline()) != b".\r\n":
@@ -194,7 +208,6 @@ class ScriptedSmtp:
                 return False
             lines.append(line.removeprefix(b"."))
         content = b"".join(lines)
-        told = self._scripts["CONTENT"][0] if self._scripts["CONTENT"] else self._always.get("CONTENT")
-        if content and (told is None or (isinstance(told, Say) and told.text.startswith("2"))):
+        if content and self._would_take("CONTENT"):
             self.mails.append(content)
         return await self._do("CONTENT", reader, writer)

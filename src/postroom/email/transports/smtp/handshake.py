@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -175,6 +176,8 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _down(server, cause)
         text = str(error.message)
+    elif isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        text = os.strerror(error.errno)
     else:
         text = str(error) or type(error).__name__
     return kind(f"{server.name}: {_without_secrets(server, printable(text))}", code=code)

@@ -112,6 +112,7 @@ class ConnectionPool:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
+        self._hand_turns()
         try:
             await turn
         except BaseException:
