@@ -1,0 +1,326 @@
+-- What is: the tables, types and indexes that sql/migrations add up to on an empty database. This file is for
+-- reading. migrate does not run it; a test builds a database from it and compares (docs/decisions/0003).
+--
+-- Three tables in schema public, which applications and old callers share with us, and the private house in
+-- schema postroom. The functions, triggers, policies and grants are in the files after this one.
+
+CREATE SCHEMA postroom;
+
+-- E-mail: one row is one message to one recipient, and the only truth about it.
+--
+-- No column of it has a constraint of ours but NOT NULL on what we add, with a default: an old caller may
+-- write whatever it wrote before. Two triggers give what it writes its meaning (20_queue.sql).
+CREATE TABLE public.email_queue (
+    id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+
+    -- The message. html is always there; text is made from it where it is NULL.
+    to_email        text NOT NULL,
+    subject         text NOT NULL,
+    html            text NOT NULL,
+    from_email      text,        -- written by the first claim where it was NULL, so that every attempt sends the same
+    reply_to        text,
+
+    -- Its state. attempts counts every attempt that ended, error_count those of them that failed.
+    attempts        integer DEFAULT 0,
+    max_attempts    integer DEFAULT 6,           -- the first try and five retries
+    next_retry_at   timestamptz,                 -- what a pending row waits for; due_at is what claims go by
+    status          text DEFAULT 'pending',      -- pending, processing, sent, failed, dead_letter
+    last_error      text,
+    error_count     integer DEFAULT 0,
+
+    -- The application's own: nothing here reads a decision from them.
+    email_type      text,
+    metadata        jsonb DEFAULT '{}',
+
+    created_at      timestamptz DEFAULT now(),   -- the Date of the message
+    updated_at      timestamptz DEFAULT now(),
+    sent_at         timestamptz,
+    failed_at       timestamptz,                 -- since when it is a dead letter, or failed
+
+    -- Columns that postroom adds to a table that was there before.
+    text            text,                        -- the plain part
+    headers         jsonb,                       -- further headers: {"List-Unsubscribe": "…"}
+    idempotency_key text,                        -- the same key is the same e-mail, as long as its row exists
+    priority        integer NOT NULL DEFAULT 0,  -- higher goes first among what is due
+
+    -- The lease (docs/decisions/0002). due_at is when the row may be taken: the time it waits for, or the end
+    -- of its lease. NULL in settled rows, and in those older than postroom: next_retry_at stands in there.
+    due_at          timestamptz DEFAULT clock_timestamp(),
+    lease_no        bigint NOT NULL DEFAULT 0,   -- grows with every claim; who settles must name it
+    leased_by       uuid,                        -- the worker, see postroom.workers; NULL: an old caller holds it
+
+    -- For people who ask why it is where it is (`postroom explain`).
+    waits_for       text,                        -- limit:<key>, backoff, send_at, transport
+    planned_under   text,                        -- the recipient's limit that due_at was planned by; another voids it
+    crashes         integer NOT NULL DEFAULT 0,  -- how often a worker died during an attempt; three are poison
+    dead_reason     text,                        -- permanent, exhausted, uncertain, poison, transport, stale
+    attempt_log     jsonb                        -- the last twenty: [{"at": …, "outcome": …, "transport": …, …}]
+)
+-- A live row is updated about twice in its life: room for that on its page, and a vacuum that comes for the dead
+-- versions of the live rows, not for a share of all history.
+WITH (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.0,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_analyze_scale_factor = 0.02
+);
+
+-- claim_emails, email_wait_s: what is live, by priority, oldest due first. It holds no history.
+CREATE INDEX postroom_email_due
+    ON public.email_queue (priority DESC, (COALESCE(due_at, next_retry_at, '-infinity'::timestamptz)))
+    WHERE status IN ('pending', 'processing');
+
+-- enqueue_email, begin_direct_email: the row that has this key.
+CREATE UNIQUE INDEX postroom_email_idempotency_key
+    ON public.email_queue (idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+
+-- take_for_emails: how many rows wait for one recipient; replan_limited_emails: rows that were planned under a
+-- limit that holds no longer.
+CREATE INDEX postroom_email_planned
+    ON public.email_queue (planned_under, waits_for)
+    WHERE status = 'pending' AND planned_under IS NOT NULL;
+
+-- dead-letters list, newest first; the monitoring query that counts them.
+CREATE INDEX postroom_email_dead_letter
+    ON public.email_queue (failed_at)
+    WHERE status = 'dead_letter';
+
+ALTER TABLE public.email_queue ENABLE ROW LEVEL SECURITY;
+
+-- Incoming webhooks: one row is one event, whoever sent it. Columns that email_queue has too mean the same.
+CREATE TABLE public.webhook_retry_queue (
+    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+
+    webhook_type     text NOT NULL,               -- the source: stripe
+    webhook_event_id text,                        -- the provider's own id of the event
+    payload          jsonb NOT NULL,              -- the body, where jsonb can hold it
+    headers          jsonb,                       -- as they came
+
+    attempts         integer DEFAULT 0,
+    max_attempts     integer DEFAULT 6,
+    next_retry_at    timestamptz,
+    status           text DEFAULT 'pending',      -- pending, processing, processed, failed, dead_letter
+    last_error       text,
+    error_count      integer DEFAULT 0,
+    last_error_at    timestamptz,
+    metadata         jsonb DEFAULT '{}',
+    created_at       timestamptz DEFAULT now(),
+    updated_at       timestamptz DEFAULT now(),
+    processed_at     timestamptz,
+    failed_at        timestamptz,
+
+    -- Columns that postroom adds.
+    priority         integer NOT NULL DEFAULT 0,
+    due_at           timestamptz DEFAULT clock_timestamp(),
+    lease_no         bigint NOT NULL DEFAULT 0,
+    leased_by        uuid,
+    waits_for        text,
+    crashes          integer NOT NULL DEFAULT 0,
+    dead_reason      text,
+    attempt_log      jsonb
+)
+WITH (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.0,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_analyze_scale_factor = 0.02
+);
+
+-- claim_webhooks, webhook_wait_s.
+CREATE INDEX postroom_webhook_due
+    ON public.webhook_retry_queue (priority DESC, (COALESCE(due_at, next_retry_at, '-infinity'::timestamptz)))
+    WHERE status IN ('pending', 'processing');
+
+-- dead-letters list, newest first; the monitoring query that counts them.
+CREATE INDEX postroom_webhook_dead_letter
+    ON public.webhook_retry_queue (failed_at)
+    WHERE status = 'dead_letter';
+
+ALTER TABLE public.webhook_retry_queue ENABLE ROW LEVEL SECURITY;
+
+-- Limits: one row a key. email:global and email:recipient:<address> are books of the engine (docs/decisions/0005);
+-- the application's own keys are windows of 60 s.
+CREATE TABLE public.rate_limit_counters (
+    key           text PRIMARY KEY,
+    count         integer DEFAULT 0,           -- what counts at present
+    window_start  timestamptz,
+    window_end    timestamptz,
+    updated_at    timestamptz DEFAULT now(),
+
+    -- The book: when slots were taken and how many then, oldest first. NULL in the application's own keys.
+    taken_at      timestamptz[],
+    taken         integer[],
+    -- Slots ever taken, and the last ticket given to a row that waits: ticket t is served as slot t.
+    taken_total   bigint NOT NULL DEFAULT 0,
+    planned       bigint NOT NULL DEFAULT 0,
+    planned_high  bigint NOT NULL DEFAULT 0,   -- the same for those of a higher priority, who have a line of their own
+    planned_under text,                        -- the limit that the tickets were given under; another voids them
+    checked_at    timestamptz                  -- when the line was last counted
+)
+-- A book is about 2.5 kB and written once a batch: uncompressed, in the row, with room on its page.
+WITH (
+    toast_tuple_target = 8160,
+    fillfactor = 40,
+    autovacuum_vacuum_scale_factor = 0.0,
+    autovacuum_vacuum_threshold = 1000
+);
+
+ALTER TABLE public.rate_limit_counters
+    ALTER COLUMN taken_at SET STORAGE EXTERNAL,
+    ALTER COLUMN taken SET STORAGE EXTERNAL;
+
+ALTER TABLE public.rate_limit_counters ENABLE ROW LEVEL SECURITY;
+
+-- The numbered migrations that this database has seen.
+CREATE TABLE postroom.migrations (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    breaking   boolean NOT NULL DEFAULT false,            -- an older program must not start on it
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    applied_in xid8 NOT NULL DEFAULT pg_current_xact_id() -- rows that are younger were written during the upgrade
+);
+
+-- The parts that every migrate brings up to date: the functions (the files after this one), the rows of before.
+CREATE TABLE postroom.repeatables (
+    name       text PRIMARY KEY,
+    version    integer NOT NULL,
+    digest     text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What the upgrade replaced, with its text, so that a person can look it up or bring it back.
+CREATE TABLE postroom.replaced_objects (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind        text NOT NULL CHECK (kind IN ('function', 'policy', 'constraint', 'grant')),
+    name        text NOT NULL,
+    definition  text NOT NULL,
+    replaced_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Roles named with `migrate --app-role`: each later migrate grants them what they need.
+CREATE TABLE postroom.app_roles (
+    name     text PRIMARY KEY,
+    named_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Queue policy (10_settings.sql): it belongs to all workers together, so it is here and not in a file.
+CREATE TABLE postroom.settings (
+    key        text PRIMARY KEY,
+    value      text NOT NULL,      -- what a person wrote; a trigger parses it into the next three, or refuses it
+    amount     integer,            -- limits: how many e-mails
+    span       interval,           -- limits: the window; lease and retention: the time
+    spans      interval[],         -- backoff: the delays
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- One row a running engine: who it is, whether it sleeps, and which attempts it has begun.
+CREATE TABLE postroom.workers (
+    id              uuid PRIMARY KEY,
+    queue           text NOT NULL CHECK (queue IN ('email', 'webhook')),
+    host            text NOT NULL,
+    pid             integer NOT NULL,
+    version         text NOT NULL,
+    started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    claims          boolean NOT NULL DEFAULT true,  -- false: it only attempts what somebody waits for
+    asleep          boolean NOT NULL DEFAULT false, -- an insert wakes it by NOTIFY
+
+    -- The start marks (docs/decisions/0004): attempts that have begun and are not settled, with their lease
+    -- numbers. A lease that ends with its mark here is an uncertain outcome; without it, it counts in nothing.
+    begun           uuid[] NOT NULL DEFAULT '{}',
+    begun_lease_nos bigint[] NOT NULL DEFAULT '{}',
+
+    settled         jsonb NOT NULL DEFAULT '{}'     -- how often it has settled, by verdict
+)
+-- Written once a batch: uncompressed, in the row as long as it fits there (300 attempts), with room on its page.
+WITH (fillfactor = 20, toast_tuple_target = 8160);
+
+ALTER TABLE postroom.workers
+    ALTER COLUMN begun SET STORAGE EXTERNAL,
+    ALTER COLUMN begun_lease_nos SET STORAGE EXTERNAL;
+
+-- Transports that are down, as the workers last saw them (docs/decisions/0007).
+CREATE TABLE postroom.transports (
+    name         text PRIMARY KEY,
+    paused_until timestamptz,
+    reason       text,
+    failures     integer NOT NULL DEFAULT 0,
+    updated_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Rows of a queue whose own trigger or constraint refuses our update: they stop no other. They are left out
+-- of claims until next_try_at; where an outcome is known (verdict), until it could be written down.
+CREATE TABLE postroom.refused_rows (
+    queue       text NOT NULL CHECK (queue IN ('email', 'webhook')),
+    id          uuid NOT NULL,
+    error       text NOT NULL,
+    lease_no    bigint,
+    verdict     text,
+    reply       text,
+    refused_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    next_try_at timestamptz NOT NULL,
+    PRIMARY KEY (queue, id)
+);
+
+-- The bearer keys of the HTTP API, hashed (`postroom key new`).
+CREATE TABLE postroom.service_keys (
+    key_hash   bytea PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What a claim, a start and a settle give back. Types of their own: a column that is added to a queue later
+-- must not break a worker that is running.
+CREATE TYPE postroom.claimed_email AS (
+    id           uuid,
+    lease_no     bigint,
+    lease_s      double precision,
+    to_email     text,
+    subject      text,
+    html         text,
+    text         text,
+    from_email   text,
+    reply_to     text,
+    headers      jsonb,
+    created_at   timestamptz,
+    attempts     integer,
+    max_attempts integer,
+    email_type   text
+);
+
+CREATE TYPE postroom.claimed_webhook AS (
+    id               uuid,
+    lease_no         bigint,
+    lease_s          double precision,
+    webhook_type     text,
+    webhook_event_id text,
+    payload          jsonb,
+    headers          jsonb,
+    created_at       timestamptz,
+    attempts         integer,
+    max_attempts     integer,
+    metadata         jsonb
+);
+
+-- state: begun; waits (put back: waits_for and due_at say for what and until when); late (the lease is lost).
+CREATE TYPE postroom.begun_row AS (
+    id        uuid,
+    state     text,
+    waits_for text,
+    due_at    timestamptz
+);
+
+CREATE TYPE postroom.settled_row AS (
+    id            uuid,
+    status        text,
+    attempts      integer,
+    next_retry_at timestamptz,
+    created_at    timestamptz
+);
+
+-- A limit as its setting has it: amount e-mails a span; amount is NULL where there is no limit.
+CREATE TYPE postroom.limit_rule AS (
+    amount  integer,
+    span    interval,
+    written text
+);
