@@ -132,11 +132,13 @@ $$;
 -- lease_length: how long a claim holds a row.
 CREATE OR REPLACE FUNCTION postroom.lease_length()
 RETURNS interval
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = ''
 AS $$
-    SELECT setting.span FROM postroom.settings AS setting WHERE setting.key = 'lease';
+BEGIN
+    RETURN (SELECT setting.span FROM postroom.settings AS setting WHERE setting.key = 'lease');
+END;
 $$;
 
 -- retry_delay: the wait before the attempt that follows attempt p_attempts; beyond the schedule,

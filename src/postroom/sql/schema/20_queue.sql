@@ -1,5 +1,11 @@
 -- What both queues share: the state that follows an outcome, the start marks, the wake-up call, and what
 -- the writes of old callers mean.
+--
+-- Two things hold for all functions that a worker calls for each batch. They are plpgsql also where one statement is
+-- all: before PostgreSQL 18 a function in SQL that cannot be inlined is planned anew at every call (0.7 ms for the
+-- settle of ten e-mails that takes 0.3). And rows that are known by their key are asked for nothing that a partial index
+-- of the queue is about: with statistics of a quieter hour the planner would walk that index for each of them.
+-- leased_by stands for the status there: it names a worker as long as that worker's lease is its own, not longer.
 
 -- next_state: what a settled row becomes. The one place where the rules of the outcomes stand.
 --
@@ -93,15 +99,18 @@ $$;
 -- begun_by: whether the worker's own row says that this lease's attempt has begun.
 CREATE OR REPLACE FUNCTION postroom.begun_by(p_worker uuid, p_id uuid, p_lease_no bigint)
 RETURNS boolean
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
+SET search_path = ''
 AS $$
-    SELECT EXISTS (
+BEGIN
+    RETURN EXISTS (
         SELECT 1
         FROM postroom.workers AS worker
         CROSS JOIN unnest(worker.begun, worker.begun_lease_nos) AS mark (id, lease_no)
         WHERE worker.id = p_worker AND mark.id = p_id AND mark.lease_no = p_lease_no
     );
+END;
 $$;
 
 -- mark_begun: writes the attempts that are begun and not settled into the worker's own row.
@@ -147,10 +156,12 @@ $$;
 -- runs beside the next look for work: it would call a worker awake that has lain down again meanwhile.
 CREATE OR REPLACE FUNCTION postroom.get_up(p_worker uuid)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+BEGIN
     UPDATE postroom.workers SET asleep = false WHERE workers.id = p_worker AND workers.asleep;
+END;
 $$;
 
 -- forget_worker: a worker that has drained takes its row with it.
@@ -253,6 +264,7 @@ BEGIN
         END IF;
     ELSE
         NEW.due_at := NULL;
+        NEW.leased_by := NULL;
         IF v_changed AND NEW.status IN ('dead_letter', 'failed') THEN
             NEW.failed_at := COALESCE(NEW.failed_at, v_now);
         END IF;

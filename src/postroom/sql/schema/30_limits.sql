@@ -11,16 +11,22 @@
 -- limit_rule_of: the setting that holds for a key; amount is NULL where there is no limit.
 CREATE OR REPLACE FUNCTION postroom.limit_rule_of(p_key text)
 RETURNS postroom.limit_rule
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = ''
 AS $$
-    SELECT (setting.amount, setting.span, setting.value)::postroom.limit_rule
+DECLARE
+    v_rule postroom.limit_rule;
+BEGIN
+    SELECT setting.amount, setting.span, setting.value
+    INTO v_rule
     FROM postroom.settings AS setting
     WHERE setting.key = CASE
         WHEN p_key = 'email:global' THEN 'email.limit.global'
         WHEN p_key LIKE 'email:recipient:%' THEN 'email.limit.recipient'
     END;
+    RETURN v_rule;
+END;
 $$;
 
 -- recipient_key: the limiter's key of an address.
@@ -47,11 +53,16 @@ CREATE OR REPLACE FUNCTION postroom.slots_used(
     p_taken_at timestamptz[], p_taken integer[], p_at timestamptz, p_window interval
 )
 RETURNS integer
-LANGUAGE sql
+LANGUAGE plpgsql
 IMMUTABLE
+SET search_path = ''
 AS $$
-    SELECT COALESCE(sum(entry.slots), 0)::integer
-    FROM unnest(p_taken[width_bucket(p_at - p_window, p_taken_at) + 1:]) AS entry (slots);
+BEGIN
+    RETURN (
+        SELECT COALESCE(sum(entry.slots), 0)
+        FROM unnest(p_taken[width_bucket(p_at - p_window, p_taken_at) + 1:]) AS entry (slots)
+    );
+END;
 $$;
 
 -- slot_frees_at: when the slot that lies p_back slots behind the latest one stops to count; NULL where
@@ -60,20 +71,25 @@ CREATE OR REPLACE FUNCTION postroom.slot_frees_at(
     p_taken_at timestamptz[], p_taken integer[], p_back bigint, p_at timestamptz, p_window interval
 )
 RETURNS timestamptz
-LANGUAGE sql
+LANGUAGE plpgsql
 IMMUTABLE
+SET search_path = ''
 AS $$
-    SELECT entry.taken_at + p_window
-    FROM (
-        SELECT
-            slot.taken_at,
-            sum(slot.taken) OVER (ORDER BY slot.place DESC) AS newer_and_these
-        FROM unnest(p_taken_at, p_taken) WITH ORDINALITY AS slot (taken_at, taken, place)
-        WHERE slot.taken_at > p_at - p_window
-    ) AS entry
-    WHERE entry.newer_and_these > p_back
-    ORDER BY entry.newer_and_these
-    LIMIT 1;
+BEGIN
+    RETURN (
+        SELECT entry.taken_at + p_window
+        FROM (
+            SELECT
+                slot.taken_at,
+                sum(slot.taken) OVER (ORDER BY slot.place DESC) AS newer_and_these
+            FROM unnest(p_taken_at, p_taken) WITH ORDINALITY AS slot (taken_at, taken, place)
+            WHERE slot.taken_at > p_at - p_window
+        ) AS entry
+        WHERE entry.newer_and_these > p_back
+        ORDER BY entry.newer_and_these
+        LIMIT 1
+    );
+END;
 $$;
 
 -- lock_books: locks the books of some keys, in the order of the keys, makes those that are missing, and
@@ -141,10 +157,11 @@ $$;
 -- take_slots: writes slots into books that are locked.
 CREATE OR REPLACE FUNCTION postroom.take_slots(p_keys text[], p_slots integer[], p_at timestamptz)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
     UPDATE public.rate_limit_counters AS counter
     SET taken_at = next.taken_at,
         taken = next.taken,
@@ -195,6 +212,7 @@ AS $$
         ) AS book
     ) AS next
     WHERE counter.key = next.key;
+END;
 $$;
 
 -- free_slots: how many slots a key has left now, and in how many seconds the next one frees where it has
@@ -360,7 +378,9 @@ BEGIN
                 v_book.planned := v_book.taken_total + (
                     SELECT count(*)
                     FROM public.email_queue AS waiting
-                    WHERE waiting.status IN ('pending', 'processing') AND waiting.waits_for = take_for_emails.waits_for
+                    WHERE waiting.status = 'pending'
+                        AND waiting.planned_under = v_recipient.written
+                        AND waiting.waits_for = take_for_emails.waits_for
                 );
                 v_book.checked_at := v_at;
             END IF;
@@ -430,23 +450,24 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_count integer;
+    v_written text := (postroom.limit_rule_of('email:recipient:')).written;
+    v_count   integer;
 BEGIN
     UPDATE public.email_queue
-    SET due_at = COALESCE(email_queue.next_retry_at, email_queue.created_at, clock_timestamp()),
+    SET due_at = COALESCE(email_queue.created_at, clock_timestamp()),
+        next_retry_at = NULL,
         waits_for = NULL,
+        planned_under = NULL,
         updated_at = clock_timestamp()
     WHERE email_queue.id = ANY (ARRAY(
         SELECT waiting.id
         FROM public.email_queue AS waiting
-        WHERE waiting.status IN ('pending', 'processing')
-            AND waiting.waits_for LIKE 'limit:%'
-            AND waiting.status = 'pending'
-            AND COALESCE(waiting.updated_at, '-infinity') < (
-                SELECT setting.changed_at FROM postroom.settings AS setting WHERE setting.key = 'email.limit.recipient'
-            )
+        WHERE waiting.status = 'pending'
+            AND waiting.planned_under IS NOT NULL
+            -- Two ranges of the index; `<>` has none.
+            AND (waiting.planned_under < v_written OR waiting.planned_under > v_written)
         LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ));
     GET DIAGNOSTICS v_count = ROW_COUNT;
     IF v_count > 0 THEN

@@ -53,10 +53,12 @@ CREATE OR REPLACE FUNCTION postroom.lock_due_emails(
     p_priority integer, p_limit integer, p_before timestamptz
 )
 RETURNS TABLE (id uuid, crashed boolean)
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     SELECT
         due.id,
         -- Its lease has ended with the start mark set: the worker died during the attempt.
@@ -81,6 +83,7 @@ AS $$
     ORDER BY COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
     LIMIT p_limit
     FOR NO KEY UPDATE OF due SKIP LOCKED;
+END;
 $$;
 
 -- lease_emails: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
@@ -146,10 +149,11 @@ CREATE OR REPLACE FUNCTION postroom.write_email_leases(
     p_worker uuid, p_ids uuid[], p_lease interval, p_from text
 )
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
     UPDATE public.email_queue
     SET status = 'processing',
         due_at = clock_timestamp() + p_lease,
@@ -158,6 +162,7 @@ AS $$
         from_email = COALESCE(NULLIF(email_queue.from_email, ''), p_from),
         updated_at = clock_timestamp()
     WHERE email_queue.id = ANY (p_ids);
+END;
 $$;
 
 -- set_aside: notes a row that refuses our update, so that it stops no other. It is tried again after
@@ -229,13 +234,13 @@ END;
 $$;
 
 -- begin_emails: the last step before the transport is called. It takes the slots of the limits, writes
--- the start marks, and gives back the rows that must wait or are no longer ours.
+-- the start marks, and puts back the rows that must wait. Those that are no longer ours are not in the answer.
 --
 -- p_begun: the attempts that this worker has begun before and not settled: the worker's mark is one
 -- list, written whole, one small update a batch.
 --
--- A lease with less than half its length left is extended here, under the row's lock, so that nobody
--- can take the row over between this look and the commit.
+-- A lease with less than half its length left is extended first, so that nobody can take the row over
+-- between this look and the commit.
 CREATE OR REPLACE FUNCTION postroom.begin_emails(
     p_worker         uuid,
     p_ids            uuid[],
@@ -249,88 +254,77 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_ids      uuid[];
-    v_nos      bigint[];
-    v_to       text[];
-    v_prio     integer[];
-    v_tickets  boolean[];
-    v_lease    interval := postroom.lease_length();
-    v_begun    uuid[];
-    v_nos_now  bigint[];
-    v_late     uuid[];
+    v_rule    postroom.limit_rule := postroom.limit_rule_of('email:recipient:');
+    v_lease   interval := postroom.lease_length();
+    v_ids     uuid[];
+    v_nos     bigint[];
+    v_to      text[];
+    v_prio    integer[];
+    v_tickets boolean[];
+    v_taken   boolean[];
+    v_waits   text[];
+    v_dues    timestamptz[];
 BEGIN
+    UPDATE public.email_queue
+    SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    WHERE email_queue.id = asked.id
+        AND email_queue.lease_no = asked.lease_no
+        AND email_queue.leased_by = p_worker
+        AND email_queue.due_at < clock_timestamp() + v_lease / 2;
+
     SELECT
-        array_agg(ours.id ORDER BY ours.place),
-        array_agg(ours.lease_no ORDER BY ours.place),
-        array_agg(ours.to_email ORDER BY ours.place),
-        array_agg(ours.priority ORDER BY ours.place),
-        array_agg(
-            COALESCE(ours.waits_for = 'limit:' || postroom.recipient_key(ours.to_email), false) ORDER BY ours.place
-        )
+        array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.priority),
+        array_agg(ours.has_ticket)
     INTO v_ids, v_nos, v_to, v_prio, v_tickets
     FROM (
-        SELECT asked.place, email.id, email.lease_no, email.to_email, email.priority, email.waits_for
+        SELECT
+            email.id, email.lease_no, email.to_email, email.priority,
+            -- A ticket that was given under another limit is void.
+            COALESCE(
+                email.planned_under = v_rule.written
+                AND email.waits_for = 'limit:' || postroom.recipient_key(email.to_email), false
+            ) AS has_ticket
         FROM unnest(p_ids, p_lease_nos) WITH ORDINALITY AS asked (id, lease_no, place)
         JOIN public.email_queue AS email ON email.id = asked.id
-        WHERE email.lease_no = asked.lease_no AND email.status = 'processing' AND email.leased_by = p_worker
+        WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
+        ORDER BY asked.place
     ) AS ours;
 
-    IF v_ids IS NOT NULL THEN
-        WITH turn AS (
-            SELECT v_ids[slot.place] AS id, v_nos[slot.place] AS lease_no, slot.taken, slot.waits_for, slot.due_at
-            FROM postroom.take_for_emails(v_to, v_prio, v_tickets) AS slot
-        ),
-        put_back AS (
-            UPDATE public.email_queue
-            SET status = 'pending',
-                due_at = COALESCE(
-                    turn.due_at, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()
-                ),
-                next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
-                waits_for = turn.waits_for,
-                leased_by = NULL,
-                updated_at = clock_timestamp()
-            FROM turn
-            WHERE NOT turn.taken
-                AND email_queue.id = turn.id
-                AND email_queue.lease_no = turn.lease_no
-                AND email_queue.status = 'processing'
-            RETURNING email_queue.id, email_queue.waits_for, email_queue.due_at
-        ),
-        extended AS (
-            UPDATE public.email_queue
-            SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-            FROM turn
-            WHERE turn.taken
-                AND email_queue.id = turn.id
-                AND email_queue.lease_no = turn.lease_no
-                AND email_queue.status = 'processing'
-                AND email_queue.due_at < clock_timestamp() + v_lease / 2
-            RETURNING email_queue.id
-        )
-        SELECT
-            array_agg(turn.id) FILTER (WHERE turn.taken),
-            array_agg(turn.lease_no) FILTER (WHERE turn.taken)
-        INTO v_begun, v_nos_now
-        FROM turn
-        LEFT JOIN put_back ON put_back.id = turn.id
-        LEFT JOIN extended ON extended.id = turn.id;
+    IF v_ids IS NOT NULL
+        AND (v_rule.amount IS NOT NULL OR (postroom.limit_rule_of('email:global')).amount IS NOT NULL)
+    THEN
+        SELECT array_agg(slot.taken), array_agg(slot.waits_for), array_agg(slot.due_at)
+        INTO v_taken, v_waits, v_dues
+        FROM postroom.take_for_emails(v_to, v_prio, v_tickets) AS slot;
     END IF;
 
-    PERFORM postroom.mark_begun(p_worker, p_begun || v_begun, p_begun_lease_nos || v_nos_now);
+    IF false = ANY (v_taken) THEN
+        RETURN QUERY
+        UPDATE public.email_queue
+        SET status = 'pending',
+            due_at = COALESCE(turn.due_at, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()),
+            next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
+            waits_for = turn.waits_for,
+            -- Without a time of its own it waits for the global limit, in its old place.
+            planned_under = CASE WHEN turn.due_at IS NOT NULL THEN v_rule.written END,
+            leased_by = NULL,
+            updated_at = clock_timestamp()
+        FROM unnest(v_ids, v_nos, v_taken, v_waits, v_dues) AS turn (id, lease_no, taken, waits_for, due_at)
+        WHERE NOT turn.taken
+            AND email_queue.id = turn.id
+            AND email_queue.lease_no = turn.lease_no
+            AND email_queue.leased_by = p_worker
+        RETURNING email_queue.id, 'waits', email_queue.waits_for, email_queue.due_at;
 
-    RETURN QUERY
-    SELECT
-        asked.id,
-        CASE
-            WHEN asked.id = ANY (v_begun) THEN 'begun'
-            WHEN email.status = 'pending' AND email.lease_no = asked.lease_no THEN 'waits'
-            ELSE 'late'
-        END,
-        email.waits_for,
-        email.due_at
-    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
-    LEFT JOIN public.email_queue AS email ON email.id = asked.id;
+        SELECT array_agg(turn.id), array_agg(turn.lease_no)
+        INTO v_ids, v_nos
+        FROM unnest(v_ids, v_nos, v_taken) AS turn (id, lease_no, taken)
+        WHERE turn.taken;
+    END IF;
+
+    PERFORM postroom.mark_begun(p_worker, p_begun || v_ids, p_begun_lease_nos || v_nos);
+    RETURN QUERY SELECT begun.id, 'begun', NULL::text, NULL::timestamptz FROM unnest(v_ids) AS begun (id);
 END;
 $$;
 
@@ -392,12 +386,12 @@ BEGIN
         -- It stands in no line: with a ticket for its recipient's limit it is refused without being planned.
         INSERT INTO public.email_queue AS email (
             id, to_email, subject, html, from_email, reply_to, email_type, metadata, text, headers,
-            idempotency_key, max_attempts, status, due_at, waits_for
+            idempotency_key, max_attempts, status, due_at, waits_for, planned_under
         )
         VALUES (
             p_id, p_to, p_subject, p_html, p_from, p_reply_to, p_email_type, COALESCE(p_metadata, '{}'), p_text,
             p_headers, p_idempotency_key, 1, 'pending', clock_timestamp(),
-            'limit:' || postroom.recipient_key(p_to)
+            'limit:' || postroom.recipient_key(p_to), (postroom.limit_rule_of('email:recipient:')).written
         )
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
         RETURNING email.id, email.created_at, true
@@ -438,18 +432,20 @@ $$;
 -- extend_email_leases: gives attempts that take long another lease; returns those that are still ours.
 CREATE OR REPLACE FUNCTION postroom.extend_email_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
 RETURNS SETOF uuid
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     UPDATE public.email_queue
     SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
     FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
     WHERE email_queue.id = held.id
         AND email_queue.lease_no = held.lease_no
-        AND email_queue.status = 'processing'
         AND email_queue.leased_by = p_worker
     RETURNING email_queue.id;
+END;
 $$;
 
 -- settle_emails: writes down what became of some claimed e-mails, in one statement, and gives back the rows
@@ -507,13 +503,15 @@ CREATE OR REPLACE FUNCTION postroom.write_email_outcomes(
     p_entries      jsonb[]
 )
 RETURNS SETOF postroom.settled_row
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     UPDATE public.email_queue
     SET (
-        status, attempts, error_count, crashes, last_error, dead_reason, waits_for,
+        status, attempts, error_count, crashes, last_error, dead_reason, waits_for, planned_under,
         due_at, next_retry_at, sent_at, failed_at, attempt_log, leased_by, updated_at
     ) = (
         SELECT
@@ -523,7 +521,9 @@ AS $$
             email_queue.crashes + state.crashed,
             COALESCE(state.error, email_queue.last_error),
             state.dead_reason,
+            -- A ticket holds until its mail's turn has come.
             COALESCE(state.waits_for, CASE WHEN outcome.verdict = 'released' THEN email_queue.waits_for END),
+            CASE WHEN outcome.verdict IN ('released', 'transport_down') THEN email_queue.planned_under END,
             CASE WHEN state.status = 'pending' THEN COALESCE(
                 clock_timestamp() + state.wait, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()
             ) END,
@@ -544,12 +544,11 @@ AS $$
         AND email_queue.lease_no = outcome.lease_no
         AND (
             (outcome.verdict = 'done' AND email_queue.status <> 'sent')
-            -- A direct e-mail that was put back meanwhile: its caller has been told that it failed.
-            OR (outcome.verdict = 'abandoned' AND email_queue.status = 'pending')
             OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
         )
     RETURNING
         email_queue.id, email_queue.status, email_queue.attempts, email_queue.next_retry_at, email_queue.created_at;
+END;
 $$;
 
 -- settle_crashed_emails: rows whose lease has ended with the start mark set. Called with their locks held.
@@ -621,7 +620,7 @@ BEGIN
     RETURN QUERY
     UPDATE public.email_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
-        waits_for = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
+        waits_for = NULL, planned_under = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
     WHERE email_queue.id = ANY (p_ids) AND email_queue.status = 'dead_letter'
     RETURNING email_queue.id;
     PERFORM postroom.wake('email');

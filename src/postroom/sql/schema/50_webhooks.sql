@@ -35,10 +35,12 @@ CREATE OR REPLACE FUNCTION postroom.lock_due_webhooks(
     p_priority integer, p_limit integer, p_before timestamptz
 )
 RETURNS TABLE (id uuid, crashed boolean)
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     SELECT
         due.id,
         due.status = 'processing'
@@ -60,6 +62,7 @@ AS $$
     ORDER BY COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
     LIMIT p_limit
     FOR NO KEY UPDATE OF due SKIP LOCKED;
+END;
 $$;
 
 -- lease_webhooks: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
@@ -122,10 +125,11 @@ $$;
 
 CREATE OR REPLACE FUNCTION postroom.write_webhook_leases(p_worker uuid, p_ids uuid[], p_lease interval)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
     UPDATE public.webhook_retry_queue
     SET status = 'processing',
         due_at = clock_timestamp() + p_lease,
@@ -133,6 +137,7 @@ AS $$
         leased_by = p_worker,
         updated_at = clock_timestamp()
     WHERE webhook_retry_queue.id = ANY (p_ids);
+END;
 $$;
 
 -- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all.
@@ -179,7 +184,7 @@ BEGIN
 END;
 $$;
 
--- begin_webhooks: writes the start marks of attempts, and says which leases are no longer ours.
+-- begin_webhooks: writes the start marks of attempts. Those that are no longer ours are not in the answer.
 CREATE OR REPLACE FUNCTION postroom.begin_webhooks(
     p_worker         uuid,
     p_ids            uuid[],
@@ -202,7 +207,6 @@ BEGIN
     FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
     WHERE webhook_retry_queue.id = asked.id
         AND webhook_retry_queue.lease_no = asked.lease_no
-        AND webhook_retry_queue.status = 'processing'
         AND webhook_retry_queue.leased_by = p_worker
         AND webhook_retry_queue.due_at < clock_timestamp() + v_lease / 2;
 
@@ -210,31 +214,30 @@ BEGIN
     INTO v_begun, v_nos
     FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
     JOIN public.webhook_retry_queue AS webhook ON webhook.id = asked.id
-    WHERE webhook.lease_no = asked.lease_no AND webhook.status = 'processing' AND webhook.leased_by = p_worker;
+    WHERE webhook.lease_no = asked.lease_no AND webhook.leased_by = p_worker;
 
     PERFORM postroom.mark_begun(p_worker, p_begun || v_begun, p_begun_lease_nos || v_nos);
-
-    RETURN QUERY
-    SELECT asked.id, CASE WHEN asked.id = ANY (v_begun) THEN 'begun' ELSE 'late' END, NULL::text, NULL::timestamptz
-    FROM unnest(p_ids) AS asked (id);
+    RETURN QUERY SELECT begun.id, 'begun', NULL::text, NULL::timestamptz FROM unnest(v_begun) AS begun (id);
 END;
 $$;
 
 -- extend_webhook_leases: gives attempts that take long another lease; returns those that are still ours.
 CREATE OR REPLACE FUNCTION postroom.extend_webhook_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
 RETURNS SETOF uuid
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
     FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
     WHERE webhook_retry_queue.id = held.id
         AND webhook_retry_queue.lease_no = held.lease_no
-        AND webhook_retry_queue.status = 'processing'
         AND webhook_retry_queue.leased_by = p_worker
     RETURNING webhook_retry_queue.id;
+END;
 $$;
 
 -- settle_webhooks: writes down what became of some claimed events; see settle_emails.
@@ -287,10 +290,12 @@ CREATE OR REPLACE FUNCTION postroom.write_webhook_outcomes(
     p_entries      jsonb[]
 )
 RETURNS SETOF postroom.settled_row
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+BEGIN
+    RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET (
         status, attempts, error_count, crashes, last_error, last_error_at, dead_reason, waits_for,
@@ -334,6 +339,7 @@ AS $$
     RETURNING
         webhook_retry_queue.id, webhook_retry_queue.status, webhook_retry_queue.attempts,
         webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at;
+END;
 $$;
 
 -- settle_crashed_webhooks: rows whose lease has ended with the start mark set. Called with their locks held.
