@@ -57,7 +57,7 @@ BEGIN
     IF NEW.key IN ('email.limit.global', 'email.limit.recipient') THEN
         v_allowed := 'a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off';
         IF NEW.value ~ '^[0-9]{1,8}/[^/]+$' THEN
-            NEW.amount := split_part(NEW.value, '/', 1);
+            NEW.amount := split_part(NEW.value, '/', 1)::integer;
             NEW.span := postroom.span(split_part(NEW.value, '/', 2));
         END IF;
         IF NEW.value = 'off' OR (

@@ -83,10 +83,12 @@ AS $$
 $$;
 
 -- log_attempt: appends one entry to a row's attempt_log and keeps the last twenty.
+--
+-- STABLE, as jsonb_build_array is: called IMMUTABLE, it would not be inlined.
 CREATE OR REPLACE FUNCTION postroom.log_attempt(p_log jsonb, p_entry jsonb)
 RETURNS jsonb
 LANGUAGE sql
-IMMUTABLE
+STABLE
 AS $$
     SELECT CASE
         WHEN p_entry IS NULL THEN p_log

@@ -198,7 +198,12 @@ BEGIN
                 ) AS joins
             FROM unnest(p_keys, p_slots) AS wanted (key, slots)
             JOIN public.rate_limit_counters AS old ON old.key = wanted.key
-            CROSS JOIN LATERAL postroom.limit_rule_of(wanted.key) AS rule
+            -- limit_rule_of, joined: called for each key it took 8 of 75 us a mail.
+            LEFT JOIN postroom.settings AS rule
+                ON rule.key = CASE
+                    WHEN wanted.key = 'email:global' THEN 'email.limit.global'
+                    WHEN wanted.key LIKE 'email:recipient:%' THEN 'email.limit.recipient'
+                END
             CROSS JOIN LATERAL (
                 SELECT
                     postroom.book_window(rule.span) AS book_window,

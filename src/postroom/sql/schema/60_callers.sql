@@ -353,19 +353,16 @@ BEGIN
         )
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
         RETURNING email.id INTO v_id;
-        IF v_id IS NOT NULL THEN
-            RETURN v_id;
-        END IF;
+        EXIT WHEN v_id IS NOT NULL;
 
         SELECT email.id
         INTO v_id
         FROM public.email_queue AS email
         WHERE email.idempotency_key = enqueue_email.idempotency_key;
         -- Not there: the row that was in the way has been deleted meanwhile.
-        IF v_id IS NOT NULL THEN
-            RETURN v_id;
-        END IF;
+        EXIT WHEN v_id IS NOT NULL;
     END LOOP;
+    RETURN v_id;
 END;
 $$;
 COMMENT ON FUNCTION public.enqueue_email(

@@ -64,7 +64,7 @@ DECLARE
     v_table   regclass;
     v_command text;
     v_policy  pg_catalog.pg_policies;
-    v_kept    jsonb := '[]';
+    v_kept    jsonb := '[]'::jsonb;
     v_keep    record;
     v_has     boolean;
     v_proc    regprocedure;

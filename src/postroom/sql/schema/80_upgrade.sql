@@ -27,15 +27,19 @@ LANGUAGE plpgsql
 SET search_path = ''
 AS $$
 DECLARE
-    v_queue text := CASE WHEN p_table = 'public.email_queue'::regclass THEN 'email' ELSE 'webhook' END;
-    v_row   record;
-    v_now   timestamptz := clock_timestamp();
+    v_queue     text := CASE WHEN p_table = 'public.email_queue'::regclass THEN 'email' ELSE 'webhook' END;
+    v_now       timestamptz := clock_timestamp();
+    v_id        uuid;
+    v_status    text;
+    v_last_sign timestamptz;
+    v_is_stale  boolean;
+    v_is_fresh  boolean;
 BEGIN
     stuck := 0;
     leased := 0;
     stale := 0;
     refused := 0;
-    FOR v_row IN EXECUTE format(
+    FOR v_id, v_status, v_last_sign, v_is_stale, v_is_fresh IN EXECUTE format(
         $query$
             SELECT
                 old.id,
@@ -61,15 +65,15 @@ BEGIN
         $query$, p_table
     ) USING v_now, p_stale, v_queue, p_limit, COALESCE(p_after, '00000000-0000-0000-0000-000000000000')
     LOOP
-        last_id := v_row.id;
+        last_id := v_id;
         BEGIN
-            IF v_row.status = 'processing' AND (v_row.is_fresh OR v_row.last_sign > v_now - interval '15 minutes') THEN
+            IF v_status = 'processing' AND (v_is_fresh OR v_last_sign > v_now - interval '15 minutes') THEN
                 EXECUTE format('UPDATE %s SET due_at = $1 WHERE id = $2', p_table)
                 USING
-                    CASE WHEN v_row.is_fresh THEN v_now ELSE v_row.last_sign END + interval '15 minutes',
-                    v_row.id;
+                    CASE WHEN v_is_fresh THEN v_now ELSE v_last_sign END + interval '15 minutes',
+                    v_id;
                 leased := leased + 1;
-            ELSIF v_row.is_stale THEN
+            ELSIF v_is_stale THEN
                 EXECUTE format(
                     $update$
                         UPDATE %s
@@ -77,12 +81,12 @@ BEGIN
                             failed_at = $1, updated_at = $1
                         WHERE id = $2
                     $update$, p_table
-                ) USING v_now, v_row.id;
+                ) USING v_now, v_id;
                 stale := stale + 1;
             ELSE
                 EXECUTE format(
                     'UPDATE %s SET status = ''pending'', due_at = $1, updated_at = $1 WHERE id = $2', p_table
-                ) USING v_now, v_row.id;
+                ) USING v_now, v_id;
                 stuck := stuck + 1;
             END IF;
         EXCEPTION WHEN OTHERS THEN
@@ -90,7 +94,7 @@ BEGIN
                 RAISE;
             END IF;
             -- Its own trigger refuses: named, and out of the way.
-            PERFORM postroom.set_aside(v_queue, v_row.id, SQLERRM, NULL, NULL, NULL);
+            PERFORM postroom.set_aside(v_queue, v_id, SQLERRM, NULL, NULL, NULL);
             refused := refused + 1;
         END;
     END LOOP;
