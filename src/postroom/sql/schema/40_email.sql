@@ -107,7 +107,8 @@ BEGIN
         INTO v_priority
         FROM public.email_queue AS live
         WHERE live.status IN ('pending', 'processing')
-            AND (v_priority IS NULL OR live.priority < v_priority)
+            -- One comparison: an OR is no condition of an index, and walks all that is live in a plan for any value.
+            AND live.priority < COALESCE(v_priority, 2147483648)
         ORDER BY live.priority DESC
         LIMIT 1;
         EXIT WHEN NOT FOUND OR cardinality(v_leased) >= p_limit;
@@ -202,7 +203,7 @@ BEGIN
         INTO v_priority
         FROM public.email_queue AS live
         WHERE live.status IN ('pending', 'processing')
-            AND (v_priority IS NULL OR live.priority < v_priority)
+            AND live.priority < COALESCE(v_priority, 2147483648)
         ORDER BY live.priority DESC
         LIMIT 1;
         EXIT WHEN NOT FOUND;
