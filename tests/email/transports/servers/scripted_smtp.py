@@ -67,6 +67,7 @@ class ScriptedSmtp:
         tls: For STARTTLS, or from the first byte with `implicit_tls`.
         sessions: The commands of each connection, in their order; contents are left out.
         mails: The contents that it took, with dots taken out.
+        contents: All contents that came whole, also those that it did not take.
         naive: Whether it takes RCPT after a refused MAIL, and DATA after a refused RCPT.
     """
 
@@ -78,6 +79,7 @@ class ScriptedSmtp:
     naive: bool = False
     sessions: list[list[str]] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
     open_now: int = 0
     port: int = 0
     _scripts: dict[str, deque[Action]] = field(default_factory=lambda: defaultdict(deque))
@@ -208,6 +210,7 @@ class ScriptedSmtp:
                 return False
             lines.append(line.removeprefix(b"."))
         content = b"".join(lines)
+        self.contents.append(content)
         if content and self._would_take("CONTENT"):
             self.mails.append(content)
         return await self._do("CONTENT", reader, writer)
