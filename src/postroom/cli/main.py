@@ -10,7 +10,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from postroom.cli import dead_letters, doctor, explain, key, migrate, psql, running, send, settings, status
+from postroom.cli import (
+    dead_letters,
+    doctor,
+    explain,
+    key,
+    migrate,
+    psql,
+    running,
+    send,
+    settings,
+    status,
+    webhooks,
+)
 from postroom.cli.errors import FAILED, WRONG_USAGE, WrongUsage, describe
 from postroom.cli.screen import is_terminal, note, print_line
 
@@ -32,6 +44,7 @@ app.command("status")(status.status)
 app.command("explain")(explain.explain)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(settings.app, name="settings")
+app.add_typer(webhooks.app, name="webhooks")
 app.command("psql", context_settings=psql.CONTEXT)(psql.psql)
 app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")

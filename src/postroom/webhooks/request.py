@@ -27,15 +27,16 @@ class Headers:
     Header fields in their order: names in any case, values as often as they came.
 
     Values are kept as latin-1 text, one character a byte, so any bytes can be held and given back.
+    Names are given back as they were written.
     """
 
     def __init__(self, fields: Iterable[tuple[str | bytes, str | bytes]] = ()) -> None:
-        self._fields = tuple((_latin1(name).lower(), _latin1(value).strip(" \t")) for name, value in fields)
+        self._fields = tuple((_latin1(name), _latin1(value).strip(" \t")) for name, value in fields)
 
     def all(self, name: str) -> tuple[str, ...]:
         """The values of a field, in their order."""
         name = name.lower()
-        return tuple(value for own, value in self._fields if own == name)
+        return tuple(value for own, value in self._fields if own.lower() == name)
 
     def first(self, name: str) -> str | None:
         """The first value of a field."""
@@ -43,8 +44,12 @@ class Headers:
 
     def with_field(self, name: str, value: str) -> Headers:
         """The same with this field, in place of all of its name."""
+        return Headers((*self.without_field(name), (name, value)))
+
+    def without_field(self, name: str) -> Headers:
+        """The same without this field."""
         name = name.lower()
-        return Headers((*((own, given) for own, given in self._fields if own != name), (name, value)))
+        return Headers((own, value) for own, value in self._fields if own.lower() != name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._fields)
@@ -53,10 +58,13 @@ class Headers:
         return bool(self.all(name))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Headers) and self._fields == other._fields
+        return isinstance(other, Headers) and self._folded() == other._folded()
 
     def __hash__(self) -> int:
-        return hash(self._fields)
+        return hash(self._folded())
+
+    def _folded(self) -> tuple[tuple[str, str], ...]:
+        return tuple((name.lower(), value) for name, value in self._fields)
 
     def __repr__(self) -> str:
         return f"Headers({', '.join(name for name, _ in self._fields)})"  # a value may be a credential
@@ -103,6 +111,10 @@ class WebhookRequest:
     def with_header(self, name: str, value: str) -> WebhookRequest:
         """The same request with this header, in place of all of its name."""
         return replace(self, headers=self.headers.with_field(name, value))
+
+    def with_url(self, url: str) -> WebhookRequest:
+        """The same request at another address."""
+        return replace(self, url=url)
 
     def with_body(self, body: bytes) -> WebhookRequest:
         """The same request with another body."""
