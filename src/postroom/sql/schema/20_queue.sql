@@ -175,21 +175,27 @@ AS $$
     DELETE FROM postroom.workers WHERE workers.id = p_worker;
 $$;
 
--- forget_dead_workers: rows of workers not seen for a day, whose marks no live row can need.
+-- forget_dead_workers: rows of workers not seen for a day, whose marks no row in flight needs. The marked rows are
+-- looked up by their ids: what is in flight has no index, and all that waits would be read for it.
 CREATE OR REPLACE FUNCTION postroom.forget_dead_workers()
 RETURNS void
 LANGUAGE sql
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
     DELETE FROM postroom.workers
     WHERE workers.seen_at < clock_timestamp() - interval '1 day'
         AND NOT EXISTS (
-            SELECT 1 FROM public.email_queue AS email
-            WHERE email.status = 'processing' AND email.leased_by = workers.id
+            SELECT 1
+            FROM unnest(workers.begun, workers.begun_lease_nos) AS mark (id, lease_no)
+            JOIN public.email_queue AS email ON email.id = mark.id
+            WHERE email.lease_no = mark.lease_no AND email.status = 'processing'
         )
         AND NOT EXISTS (
-            SELECT 1 FROM public.webhook_retry_queue AS webhook
-            WHERE webhook.status = 'processing' AND webhook.leased_by = workers.id
+            SELECT 1
+            FROM unnest(workers.begun, workers.begun_lease_nos) AS mark (id, lease_no)
+            JOIN public.webhook_retry_queue AS webhook ON webhook.id = mark.id
+            WHERE webhook.lease_no = mark.lease_no AND webhook.status = 'processing'
         );
 $$;
 

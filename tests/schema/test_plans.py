@@ -1,0 +1,225 @@
+"""
+What a call reads, in the functions as they run: with history a hundred times the batch, it reads its batch.
+
+Rows and pages are counted by PostgreSQL (auto_explain), with statistics as they may stand in production:
+fresh, of another time, of an empty table, none. Each statement runs often enough for its plan to become the
+one for any value, which is where conditions that an index could serve are lost.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import LiteralString
+
+import psycopg
+import pytest
+
+from postroom.database.migrate import migrate
+from tests.schema.loaded import Amounts, load
+from tests.schema.plans import Reader, Reading
+from tests.support.postgres import PostgresServer
+
+CALLS = 7
+"""PostgreSQL may take the plan for any value from the sixth call on."""
+
+BATCHES = [50] * CALLS + [500]
+
+DAY = Amounts(history=60_000, future=20_000)
+YEARS = Amounts(history=1_000_000, future=300_000)
+
+STATISTICS: dict[str, LiteralString] = {
+    "of its first hour": "SELECT",
+    "of an empty table": """
+        DELETE FROM pg_statistic WHERE starelid >= 16384;
+        UPDATE pg_class SET reltuples = 0, relpages = 0 WHERE oid >= 16384 AND relkind IN ('r', 'i');
+    """,
+    "none": """
+        DELETE FROM pg_statistic WHERE starelid >= 16384;
+        UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid >= 16384 AND relkind IN ('r', 'i');
+    """,
+    "fresh": "ANALYZE",
+}
+
+WORKER = uuid.uuid4()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("postgres_server", DAY), id="18"),
+        pytest.param(("debian15_server", DAY), id="15"),
+        pytest.param(("postgres_server", YEARS), id="18-million", marks=pytest.mark.chaos),
+        pytest.param(("debian15_server", YEARS), id="15-million", marks=pytest.mark.chaos),
+    ],
+)
+def loaded_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database with full queues; what tests do in it they roll back."""
+    import asyncio
+
+    fixture, amounts = request.param
+    server: PostgresServer = request.getfixturevalue(fixture)
+    name = server.create_database()
+    url = server.url_of(name)
+    asyncio.run(migrate(url))
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            """
+            SELECT
+                postroom.set_setting('email.limit.global', '1000000/60s'),
+                postroom.set_setting('email.limit.recipient', '1000/60s'),
+                postroom.register_worker(%(worker)s, 'email', 'h', 1, 'v', true, false, '{}')
+            """,
+            {"worker": WORKER},
+        )
+    load(url, amounts)
+    yield url
+    server.drop_database(name)
+
+
+@pytest.fixture(params=STATISTICS)
+def reader(loaded_url: str, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    """A session that explains what runs in it, on a database with the statistics named."""
+    with psycopg.connect(loaded_url, autocommit=True) as connection:
+        connection.execute(STATISTICS[request.param])
+    with psycopg.connect(loaded_url) as connection:
+        yield Reader(connection)
+
+
+def assert_in_proportion(reading: Reading, table: str, batch: int, what: str) -> None:
+    """Four looks at a row at most, a few rows to find the way, and about 30 pages a row that is written."""
+    assert not reading.scanned_whole(table), what
+    assert reading.rows_of(table) <= 4 * batch + 10, what
+    assert reading.pages <= 60 * batch + 400, what
+
+
+def test_an_emails_way_reads_its_batch(reader: Reader) -> None:
+    """Claim, begin, extend, settle: rows and pages in proportion to the batch, whatever the queue holds."""
+    for call, batch in enumerate(BATCHES):
+        with reader.undone():
+            claimed = reader.read(
+                "SELECT * FROM postroom.claim_emails(%s, %s, 'a@b.example')", [WORKER, batch]
+            )
+            held = [WORKER, [row[0] for row in claimed.rows], [row[1] for row in claimed.rows]]
+            begun = reader.read("SELECT * FROM postroom.begin_emails(%s, %s, %s, '{}', '{}')", held)
+            extended = reader.read("SELECT * FROM postroom.extend_email_leases(%s, %s, %s)", held)
+            settled = reader.read(
+                """
+                SELECT * FROM postroom.settle_emails(
+                    %s, %s, %s, array_fill('temporary'::text, %s), array_fill('450 later'::text, %s),
+                    array_fill(NULL::double precision, %s), array_fill('{"outcome": "temporary"}'::jsonb, %s)
+                )
+                """,
+                [*held, *[[batch]] * 4],
+            )
+        for what, reading in {
+            "claim": claimed,
+            "begin": begun,
+            "extend": extended,
+            "settle": settled,
+        }.items():
+            assert len(reading.rows) == batch, what
+            assert_in_proportion(reading, "email_queue", batch, f"{what}, call {call}")
+        assert not begun.scanned_whole("rate_limit_counters")
+        assert begun.rows_of("rate_limit_counters") <= 8 * (batch + 1)
+
+
+def test_a_webhooks_way_reads_its_batch(reader: Reader) -> None:
+    """The same for the other queue."""
+    for call, batch in enumerate(BATCHES):
+        with reader.undone():
+            claimed = reader.read("SELECT * FROM postroom.claim_webhooks(%s, %s)", [WORKER, batch])
+            held = [WORKER, [row[0] for row in claimed.rows], [row[1] for row in claimed.rows]]
+            begun = reader.read("SELECT * FROM postroom.begin_webhooks(%s, %s, %s, '{}', '{}')", held)
+            extended = reader.read("SELECT * FROM postroom.extend_webhook_leases(%s, %s, %s)", held)
+            settled = reader.read(
+                """
+                SELECT * FROM postroom.settle_webhooks(
+                    %s, %s, %s, array_fill('temporary'::text, %s), array_fill('500'::text, %s),
+                    array_fill(NULL::double precision, %s), array_fill('{"outcome": "temporary"}'::jsonb, %s)
+                )
+                """,
+                [*held, *[[batch]] * 4],
+            )
+        for what, reading in {
+            "claim": claimed,
+            "begin": begun,
+            "extend": extended,
+            "settle": settled,
+        }.items():
+            assert len(reading.rows) == batch, what
+            assert_in_proportion(reading, "webhook_retry_queue", batch, f"{what}, call {call}")
+
+
+def test_a_batch_whose_worker_died_is_settled_and_claimed_in_proportion(reader: Reader) -> None:
+    """Leases that ended with their start marks set are found by the claim, with no look at the rest."""
+    batch = 50
+    for call in range(CALLS):
+        with reader.undone():
+            claimed = reader.read("SELECT * FROM postroom.claim_emails(%s, %s)", [WORKER, batch])
+            held = [WORKER, [row[0] for row in claimed.rows], [row[1] for row in claimed.rows]]
+            reader.read("SELECT postroom.mark_begun(%s, %s, %s)", held)
+            reader.read(
+                "UPDATE email_queue SET due_at = '2020-01-01' WHERE id = ANY (%s) RETURNING id", [held[1]]
+            )
+            again = reader.read("SELECT * FROM postroom.claim_emails(%s, %s)", [uuid.uuid4(), batch])
+            crashed = reader.read("SELECT id FROM email_queue WHERE id = ANY (%s) AND crashes = 1", [held[1]])
+        assert len(crashed.rows) == batch
+        assert_in_proportion(again, "email_queue", 3 * batch, f"call {call}")
+
+
+POLLS: dict[LiteralString, str] = {
+    "SELECT * FROM postroom.claim_emails(gen_random_uuid(), 50, NULL, '-infinity')": "email_queue",
+    "SELECT postroom.email_wait_s()": "email_queue",
+    "SELECT postroom.replan_limited_emails(1000)": "email_queue",
+    "SELECT postroom.settle_refused_emails()": "email_queue",
+    "SELECT public.enqueue_email('a@b.example', 's', 'h', idempotency_key => 'history500')": "email_queue",
+    """
+    SELECT * FROM postroom.begin_direct_email(
+        gen_random_uuid(), gen_random_uuid(), 'a@b.example', 's', 'h',
+        NULL, NULL, NULL, NULL, NULL, NULL, 'due500'
+    )
+    """: "email_queue",
+    "SELECT public.mark_email_sent(gen_random_uuid())": "email_queue",
+    "SELECT public.mark_email_failed(gen_random_uuid(), 'x')": "email_queue",
+    "SELECT * FROM postroom.claim_webhooks(gen_random_uuid(), 50, '-infinity')": "webhook_retry_queue",
+    "SELECT postroom.webhook_wait_s()": "webhook_retry_queue",
+}
+
+
+def test_what_is_called_each_second_reads_next_to_nothing(reader: Reader) -> None:
+    """An empty poll, the wait, the tending, the look for a key: a few rows, and no table from end to end."""
+    for statement, table in POLLS.items():
+        for call in range(CALLS):
+            with reader.undone():
+                reading = reader.read(statement)
+            assert not reading.scanned_whole(table), statement
+            assert reading.rows_of(table) <= 4, (statement, call)
+        # The first call of a session fills its caches of the catalog.
+        assert reading.pages <= 300, statement
+
+
+def test_workers_that_are_gone_are_forgotten_by_their_marks(reader: Reader) -> None:
+    """Whether a row in flight still needs a mark is looked up by its id, not among all that waits."""
+    for _ in range(CALLS):
+        with reader.undone():
+            reader.connection.execute(
+                """
+                INSERT INTO postroom.workers (id, queue, host, pid, version, seen_at, begun, begun_lease_nos)
+                SELECT gen_random_uuid(), 'email', 'h', n, 'v', '2020-01-01', ARRAY[gen_random_uuid()], '{1}'
+                FROM generate_series(1, 40) AS n
+                """
+            )
+            reading = reader.read("SELECT postroom.forget_dead_workers()")
+            left = reader.read("SELECT count(*) FROM postroom.workers")
+        assert left.rows == [(1,)]
+        assert_in_proportion(reading, "email_queue", 40, "forget_dead_workers")
+        assert_in_proportion(reading, "webhook_retry_queue", 40, "forget_dead_workers")
+
+
+def test_the_count_of_dead_letters_reads_dead_letters(reader: Reader) -> None:
+    """A monitoring query that runs each minute is not to read all history."""
+    for table in ("email_queue", "webhook_retry_queue"):
+        with reader.undone():
+            reading = reader.read(f"SELECT count(*) FROM {table} WHERE status = 'dead_letter'")
+        assert reading.rows_of(table) <= 2 * reading.rows[0][0] + 10
