@@ -45,14 +45,15 @@ Reason = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID…", parser=row_id_of, show_default=False)]
+Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", parser=row_id_of, show_default=False)]
 
 
 @app.command("list")
 def list_(
     reason: Reason = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="How many, newest first.", show_default=False)
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="How many, newest first.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:

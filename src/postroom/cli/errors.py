@@ -39,8 +39,8 @@ def _of_the_database(error: BaseException) -> str | None:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return f"database: {error}; name the tables' owner, or service_role, in POSTROOM_DATABASE_URL"
     if isinstance(error, asyncpg.PostgresError):
-        hint = getattr(error, "hint", None)
-        return f"database: {error}" + (f"; {hint}" if hint else "")
+        parts = (*error.args[:1], error.detail, error.hint)  # its str() has them in several lines
+        return f"database: {'; '.join(str(part) for part in parts if part)}"
     return None
 
 

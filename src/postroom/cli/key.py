@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-
 import typer
 
 from postroom.cli.house import opened_room, run
@@ -27,6 +24,9 @@ def new() -> None:
 
 
 async def _new() -> str:
+    import hashlib
+    import secrets
+
     key = f"pr_{secrets.token_urlsafe(32)}"
     async with opened_room() as room:
         await room.database.execute(

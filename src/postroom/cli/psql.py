@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from typing import Annotated
 from urllib.parse import unquote
@@ -15,7 +13,7 @@ import typer
 
 from postroom.cli.errors import DONE, FAILED
 from postroom.cli.house import run
-from postroom.cli.screen import print_line, print_records
+from postroom.cli.screen import note, print_line, print_records
 from postroom.errors import ConfigError
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -32,7 +30,8 @@ def psql(
     """
     Open the database that postroom uses.
 
-    With -c it needs no psql. Other options and arguments are psql's own, such as -At or -f FILE.
+    With -c and one statement it needs no psql. Other options and arguments are psql's own, such as -At
+    or -f FILE.
     """
     run(_psql(command, context.args))
 
@@ -52,9 +51,10 @@ async def _psql(command: str | None, arguments: list[str]) -> None:
 
 
 def _open(url: str, arguments: list[str]) -> int:
-    from postroom.database import embedded
+    import signal
+    import subprocess
 
-    program = shutil.which("psql") or embedded.psql()
+    program = _program()
     if program is None:
         raise ConfigError(
             "psql is not installed: install Debian's postgresql-client, or run one statement with -c"
@@ -75,6 +75,12 @@ def _open(url: str, arguments: list[str]) -> int:
             return process.wait()
     finally:
         signal.signal(signal.SIGINT, kept)
+
+
+def _program() -> str | None:
+    from postroom.database import embedded
+
+    return shutil.which("psql") or embedded.psql()
 
 
 async def _print_result(url: str, sql: str) -> None:
@@ -99,6 +105,7 @@ async def _print_result(url: str, sql: str) -> None:
         if "multiple commands" not in str(error):
             raise
         print_line(await connection.execute(sql))
+        note("these were several statements: their rows are shown by psql alone")
     finally:
         await connection.close(timeout=5)
 

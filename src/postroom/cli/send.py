@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from time import monotonic
@@ -79,6 +78,8 @@ async def _follow(database: Database, row_id: UUID) -> None:
 
 async def _end_of(database: Database, row_id: UUID, tell: Callable[[str], None]) -> Explanation | None:
     """What there is to say once it is neither pending nor processing; None where it is gone."""
+    import asyncio
+
     look_s, tell_at, told = LOOK_S[0], monotonic() + TELL_S, ""
     while await _patiently(lambda: _status(database, row_id)) in ("pending", "processing"):
         if monotonic() >= tell_at:
@@ -118,6 +119,8 @@ async def _explained(database: Database, row_id: UUID) -> Explanation | None:
 
 async def _patiently(look: Callable[[], Awaitable[T]]) -> T:
     """Look again while the database is away: the e-mail is queued, whatever happens."""
+    import asyncio
+
     ends = monotonic() + PATIENCE_S
     while True:
         try:

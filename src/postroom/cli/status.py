@@ -48,11 +48,10 @@ def _print(found: Status) -> None:
     print_table(
         ["QUEUE", "STATUS", "COUNT", "OLDEST"],
         [
-            (name, state, count, _age(queue.oldest_s[state]))
+            (name, state, count, _age(queue.oldest_s.get(state)))
             for name, queue in found.queues.items()
-            for state, count in queue.counts.items()
-        ]
-        or [(name, "empty", 0, "") for name in found.queues],
+            for state, count in (queue.counts or {"empty": 0}).items()
+        ],
     )
     for name, queue in found.queues.items():
         _print_waiting(name, queue)

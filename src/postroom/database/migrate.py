@@ -23,7 +23,9 @@ from pathlib import Path
 
 import asyncpg
 
-from postroom.errors import DatabaseUnavailable, PostroomError, SchemaError
+from postroom.database.connect import name_of
+from postroom.database.connection import unavailable
+from postroom.errors import PostroomError, SchemaError
 
 LOCK_TIMEOUT = "1500ms"
 LOCK_PATIENCE_S = 300.0
@@ -473,7 +475,7 @@ async def _connect(database_url: str) -> asyncpg.Connection:
         # Statements are not kept: the types that they name change under them.
         return await asyncpg.connect(database_url, statement_cache_size=0, timeout=10, command_timeout=None)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-        raise DatabaseUnavailable(f"no connection to the database: {error}") from error
+        raise unavailable(error, name_of(database_url)) from error
 
 
 @asynccontextmanager

@@ -52,6 +52,6 @@ async def set_setting(database: Database, key: str, value: str) -> tuple[str | N
             await connection.execute("SELECT postroom.set_setting($1, $2)", key, value)
             after = await connection.fetchval("SELECT value FROM postroom.settings WHERE key = $1", key)
     except asyncpg.InvalidParameterValueError as error:
-        hint = getattr(error, "hint", None)
-        raise SettingRefused(f"{error}; {hint}" if hint else str(error)) from error
+        parts = (*error.args[:1], error.hint)  # its str() has the hint in a line of its own
+        raise SettingRefused("; ".join(str(part) for part in parts if part)) from error
     return before, after
