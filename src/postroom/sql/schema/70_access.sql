@@ -32,7 +32,21 @@ AS $$
     WHERE class.oid = p_table;
 $$;
 
--- keep_policy: one policy as the statement that would make it again.
+-- policy_name: a name for a policy of ours that says what it does; where that is longer than a name may be, one that
+-- is still no other's.
+CREATE OR REPLACE FUNCTION postroom.policy_name(p_does text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    SELECT 'postroom: ' || CASE
+        WHEN octet_length(p_does) <= 53 THEN p_does
+        ELSE left(encode(sha256(convert_to(p_does, 'UTF8')), 'hex'), 40)
+    END;
+$$;
+
+-- policy_text: one policy as the statement that would make it again.
 CREATE OR REPLACE FUNCTION postroom.policy_text(p_policy pg_catalog.pg_policies, p_name text, p_roles text)
 RETURNS text
 LANGUAGE sql
@@ -147,7 +161,7 @@ BEGIN
                 AND ('public' = ANY (v_policy.roles) OR kept.value ->> 'role' = ANY (v_policy.roles))
         LOOP
             EXECUTE postroom.policy_text(
-                v_policy, left('postroom: ' || v_keep.role || ': ' || v_policy.policyname, 63), quote_ident(v_keep.role)
+                v_policy, postroom.policy_name(v_keep.role || ': ' || v_policy.policyname), quote_ident(v_keep.role)
             );
         END LOOP;
     END LOOP;
@@ -173,7 +187,7 @@ BEGIN
         IF NOT postroom.may_do(v_keep.role, v_keep.table, v_keep.command) THEN
             EXECUTE format(
                 'CREATE POLICY %I ON %s FOR %s TO %I %s',
-                left('postroom: ' || v_keep.role || ' may ' || v_keep.command, 63), v_keep.table, v_keep.command,
+                postroom.policy_name(v_keep.role || ' may ' || v_keep.command), v_keep.table, v_keep.command,
                 v_keep.role,
                 CASE v_keep.command
                     WHEN 'INSERT' THEN 'WITH CHECK (true)'
@@ -244,9 +258,9 @@ BEGIN
                 text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
             ) TO %I', v_role
         );
-        PERFORM postroom.make_policy('public.email_queue', left('postroom: app role ' || v_role || ' may read', 63),
+        PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may read'),
             format('FOR SELECT TO %I USING (true)', v_role));
-        PERFORM postroom.make_policy('public.email_queue', left('postroom: app role ' || v_role || ' may insert', 63),
+        PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may insert'),
             format('FOR INSERT TO %I WITH CHECK (true)', v_role));
     END LOOP;
 END;
