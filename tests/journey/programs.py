@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,18 +86,23 @@ class Programs:
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str, limit_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=self._environment(),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limit_s,
-        )
+    def run(
+        self, *arguments: str, limit_s: float = 60.0, log_file: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end; its stderr goes into `log_file` where one is given."""
+        with ExitStack() as stack:
+            log = subprocess.PIPE if log_file is None else stack.enter_context(log_file.open("wb"))
+            return subprocess.run(
+                [*COMMAND, *arguments],
+                env=self._environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                check=False,
+                timeout=limit_s,
+            )
 
     def start(self, *arguments: str) -> Program:
         """Start a command that stays; whoever starts it ends it."""
