@@ -15,11 +15,12 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 
@@ -27,11 +28,18 @@ from postroom.database.connect import name_of
 from postroom.database.connection import unavailable
 from postroom.errors import PostroomError, SchemaError
 
-LOCK_TIMEOUT = "1500ms"
+LOCK_TIMEOUT_MS = 1200
+"""For the first lock of a step: who queues behind it waits for that long, and for the step itself."""
+FURTHER_LOCK_TIMEOUT_MS = 150
+"""For the others, while the first is held: far below deadlock_timeout, or a deadlock could cost a caller."""
 LOCK_PATIENCE_S = 300.0
 BATCH_ROWS = 500
 _LOCK_KEY = 7_305_512_000_001  # pg_advisory_xact_lock: one migrate at a time
+_STEP_KEY = (
+    _LOCK_KEY + 1
+)  # one step at a time: that of a migrate which was killed may still run in the server
 _QUEUES = ("public.email_queue", "public.webhook_retry_queue")
+_TABLES = (*_QUEUES, "public.rate_limit_counters")
 _TABLES_PART = "00_tables.sql"  # what the migrations add up to: for readers, and a test
 _LAST_PART = "60_callers.sql"  # replaces the old functions: after the rows of before are settled
 
@@ -170,7 +178,7 @@ def export(directory: Path) -> list[Path]:
         )
         texts.append((migration.name, f"{body}\n{_record_sql(migration)}"))
     first = "\n".join(text for name, text in parts.items() if name != _LAST_PART)
-    texts.append(("functions", f"SET check_function_bodies = off;\n{first}"))
+    texts.append(("functions", f"SET check_function_bodies = off;\n{first}\nRESET check_function_bodies;\n"))
     texts.append(("settle_old_rows", _SETTLE_ALL_SQL))
     texts.append(("callers", parts[_LAST_PART]))
     texts.append(
@@ -207,10 +215,15 @@ async def _migrate(
             await _apply(connection, migration, report)
         parts = schema_parts()
         first = "\n".join(text for name, text in parts.items() if name != _LAST_PART)
-        await _in_transaction(connection, f"SET LOCAL check_function_bodies = off;\n{first}", report)
+        await _in_transaction(
+            connection, f"SET LOCAL check_function_bodies = off;\n{first}", report, locked=_TABLES
+        )
         await _settle_old_rows(connection, deliver_newer_than, report)
         await _in_transaction(
-            connection, f"{parts[_LAST_PART]}\nSELECT postroom.grant_access({_literal(app_role)});", report
+            connection,
+            f"{parts[_LAST_PART]}\nSELECT postroom.grant_access({_literal(app_role)});",
+            report,
+            locked=_TABLES,
         )
         await _settle_old_rows(connection, deliver_newer_than, report)
         await _in_transaction(
@@ -258,22 +271,50 @@ async def _missing(connection: asyncpg.Connection) -> list[Migration]:
 
 async def _apply(connection: asyncpg.Connection, migration: Migration, report: Report) -> None:
     if not migration.outside_transaction:
-        await _in_transaction(connection, f"{migration.text}\n{_record_sql(migration)}", report)
+        await _in_transaction(
+            connection, f"{migration.text}\n{_record_sql(migration)}", report, version=migration.version
+        )
         return
     for statement in _statements(migration.text):
         await _build_index(connection, statement, report)
     await connection.execute(_record_sql(migration))
 
 
-async def _in_transaction(connection: asyncpg.Connection, script: str, report: Report) -> None:
-    """Run a script in one transaction, again and again until it gets its locks in time."""
+async def _in_transaction(
+    connection: asyncpg.Connection,
+    script: str,
+    report: Report,
+    *,
+    locked: Sequence[str] = (),
+    version: int | None = None,
+) -> None:
+    """
+    Run a script in one transaction, again and again until it gets its locks in time.
+
+    Args:
+        locked: The tables that the script changes, where it is more than one: locked before it begins, since
+            a script that stops in the middle to wait for a lock makes others wait for those that it holds.
+        version: The migration that it is; nothing is done where that is recorded already.
+    """
+    locks = [f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;" for table in locked]
+    patience = [f"SET LOCAL lock_timeout = '{FURTHER_LOCK_TIMEOUT_MS}ms';"] if locked else []
 
     async def once() -> None:
         async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            await connection.execute(script)
+            await _begin_step(connection)
+            if version is not None and version not in {m.version for m in await _missing(connection)}:
+                return
+            await connection.execute("\n".join([*locks[:1], *patience, *locks[1:], script]))
 
     await _with_patience(connection, once, report)
+
+
+async def _begin_step(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET LOCAL statement_timeout = 0;\n"
+        "SET LOCAL client_min_messages = notice;\n"
+        f"SELECT pg_advisory_xact_lock({_STEP_KEY});"
+    )
 
 
 async def _build_index(connection: asyncpg.Connection, statement: str, report: Report) -> None:
@@ -285,28 +326,39 @@ async def _build_index(connection: asyncpg.Connection, statement: str, report: R
     async def once() -> None:
         await _drop_invalid_index(connection, name)
         await connection.execute(statement)
+        if await _is_invalid(connection, name):
+            raise asyncpg.LockNotAvailableError(f"index {name} is being built by a migrate that was cut off")
 
-    await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    # In no transaction, so it cannot be SET LOCAL.
+    await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET statement_timeout = 0;")
     try:
         await _with_patience(connection, once, report)
     finally:
-        await connection.execute("RESET lock_timeout")
+        await connection.execute("RESET lock_timeout; RESET statement_timeout;")
 
 
 async def _drop_invalid_index(connection: asyncpg.Connection, name: str) -> None:
-    invalid = await connection.fetchval(
-        "SELECT true FROM pg_index WHERE indexrelid = to_regclass('public.' || $1) AND NOT indisvalid", name
-    )
-    if invalid:
+    if await _is_invalid(connection, name):
         await connection.execute(f"DROP INDEX CONCURRENTLY public.{name}")
 
 
-async def _with_patience(connection: asyncpg.Connection, once: Callable[[], object], report: Report) -> None:
+async def _is_invalid(connection: asyncpg.Connection, name: str) -> bool:
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass($1) AND NOT indisvalid)",
+            f"public.{name}",
+        )
+    )
+
+
+async def _with_patience(
+    connection: asyncpg.Connection, once: Callable[[], Awaitable[None]], report: Report
+) -> None:
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     told = False
     while True:
         try:
-            await once()  # type: ignore[misc]
+            await once()
             return
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             holders = await _long_transactions(connection)
@@ -353,7 +405,7 @@ async def _settle_old_rows(connection: asyncpg.Connection, deliver_newer_than: s
         while await connection.fetchval(
             "SELECT postroom.has_old_rows($1::text::regclass, postroom.span($2))", table, stale
         ):
-            await _settle_pass(connection, table, stale, found)
+            await _settle_pass(connection, table, stale, found, report)
             if time.monotonic() > give_up_at:
                 raise MigrationFailed(
                     f"{table}: rows in 'processing' stay locked; "
@@ -363,21 +415,28 @@ async def _settle_old_rows(connection: asyncpg.Connection, deliver_newer_than: s
 
 
 async def _settle_pass(
-    connection: asyncpg.Connection, table: str, stale: str | None, found: dict[str, int]
+    connection: asyncpg.Connection, table: str, stale: str | None, found: dict[str, int], report: Report
 ) -> None:
-    last_id = None
-    while True:
-        row = await connection.fetchrow(
-            "SELECT * FROM postroom.settle_old_rows($1::text::regclass, postroom.span($2), $3, $4)",
-            table,
-            stale,
-            last_id,
-            BATCH_ROWS,
-        )
+    last_id: UUID | None = None
+
+    async def once() -> None:
+        nonlocal last_id
+        async with connection.transaction():
+            await _begin_step(connection)
+            row = await connection.fetchrow(
+                "SELECT * FROM postroom.settle_old_rows($1::text::regclass, postroom.span($2), $3, $4)",
+                table,
+                stale,
+                last_id,
+                BATCH_ROWS,
+            )
         assert row is not None
         last_id = row["last_id"]
         for what in found:
             found[what] += row[what]
+
+    while True:
+        await _with_patience(connection, once, report)
         if last_id is None:
             await asyncio.sleep(0.05)
             return
@@ -410,7 +469,8 @@ def _preflight() -> str:
 def _record_sql(migration: Migration) -> str:
     return (
         "INSERT INTO postroom.migrations (version, name, breaking)\n"
-        f"VALUES ({migration.version}, '{migration.name}', {str(migration.breaking).lower()});\n"
+        f"VALUES ({migration.version}, '{migration.name}', {str(migration.breaking).lower()})\n"
+        "ON CONFLICT DO NOTHING;\n"
     )
 
 
@@ -438,15 +498,26 @@ $$
 _SETTLE_ALL_SQL = """\
 DO $$
 DECLARE
-    v_table regclass;
-    v_last  uuid;
+    v_table  regclass;
+    v_last   uuid;
+    v_passes integer;
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['public.email_queue', 'public.webhook_retry_queue']::regclass[] LOOP
-        v_last := NULL;
-        LOOP
-            SELECT batch.last_id INTO v_last
-            FROM postroom.settle_old_rows(v_table, interval '7 days', v_last, 500) AS batch;
-            EXIT WHEN v_last IS NULL;
+        v_passes := 0;
+        -- A row that somebody has locked needs another pass.
+        WHILE postroom.has_old_rows(v_table, interval '7 days') LOOP
+            v_last := NULL;
+            LOOP
+                SELECT batch.last_id INTO v_last
+                FROM postroom.settle_old_rows(v_table, interval '7 days', v_last, 500) AS batch;
+                EXIT WHEN v_last IS NULL;
+            END LOOP;
+            v_passes := v_passes + 1;
+            IF v_passes > 300 THEN
+                RAISE EXCEPTION '% has rows that stay locked: apply this migration again', v_table
+                USING ERRCODE = 'lock_not_available';
+            END IF;
+            PERFORM pg_sleep(CASE WHEN v_passes > 1 THEN 0.1 ELSE 0 END);
         END LOOP;
     END LOOP;
 END;
@@ -493,6 +564,7 @@ async def _alone(database_url: str, report: Report) -> AsyncIterator[None]:
             transaction = holder.transaction()
             await transaction.start()
             try:
+                await holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 await holder.execute(_LOCK_SQL)
                 break
             except asyncpg.LockNotAvailableError:

@@ -1,7 +1,21 @@
 -- Schema postroom: the private house. What other programs may rely on is in the contract
 -- (schema public); everything here may change with any release.
 
-CREATE SCHEMA IF NOT EXISTS postroom;
+-- Default privileges may give new things to anybody: who cannot enter the schema reaches nothing in it.
+DO $$
+DECLARE
+    v_role name;
+BEGIN
+    -- Where it is there already, it needs no right to make schemas.
+    IF to_regnamespace('postroom') IS NULL THEN
+        CREATE SCHEMA postroom;
+    END IF;
+    REVOKE ALL ON SCHEMA postroom FROM PUBLIC;
+    FOR v_role IN SELECT role.rolname FROM pg_roles AS role WHERE role.rolname IN ('anon', 'authenticated') LOOP
+        EXECUTE format('REVOKE ALL ON SCHEMA postroom FROM %I', v_role);
+    END LOOP;
+END;
+$$;
 
 CREATE TABLE postroom.migrations (
     version    integer PRIMARY KEY,
@@ -93,6 +107,14 @@ CREATE TABLE postroom.refused_rows (
     reply       text,
     refused_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     next_try_at timestamptz NOT NULL,
+    PRIMARY KEY (queue, id)
+);
+
+-- Rows that an old caller had in hand when postroom came, and until when: the upgrade does not touch them.
+CREATE TABLE postroom.old_leases (
+    queue   text NOT NULL CHECK (queue IN ('email', 'webhook')),
+    id      uuid NOT NULL,
+    ends_at timestamptz NOT NULL,
     PRIMARY KEY (queue, id)
 );
 

@@ -263,6 +263,14 @@ CREATE TABLE postroom.refused_rows (
     PRIMARY KEY (queue, id)
 );
 
+-- Rows that an old caller had in hand when postroom came, and until when: the upgrade does not touch them.
+CREATE TABLE postroom.old_leases (
+    queue   text NOT NULL CHECK (queue IN ('email', 'webhook')),
+    id      uuid NOT NULL,
+    ends_at timestamptz NOT NULL,
+    PRIMARY KEY (queue, id)
+);
+
 -- The bearer keys of the HTTP API, hashed (`postroom key new`).
 CREATE TABLE postroom.service_keys (
     key_hash   bytea PRIMARY KEY,

@@ -71,8 +71,8 @@ BEGIN
         -- Bare, clock_timestamp() is volatile and walks the whole index: 80 ms, not 0.02.
         AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
             <= (SELECT LEAST(clock_timestamp(), p_before))
-        -- Claimed before postroom came: the upgrade says until when.
-        AND (due.status = 'pending' OR due.due_at IS NOT NULL)
+        -- Claimed before postroom came: the end of that lease is written elsewhere.
+        AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('email', due.id))
         AND NOT EXISTS (
             SELECT 1
             FROM postroom.refused_rows AS refused

@@ -1,7 +1,7 @@
 -- What an upgrade does to rows, in batches that each commit: it settles those that are stuck and those that have
 -- waited for too long, and touches no other.
 
--- upgrade_started_in: the transaction of the first migration. What is younger was written while we migrate.
+-- written_since_upgrade: whether a row is younger than the first migration: it was written while we migrate.
 CREATE OR REPLACE FUNCTION postroom.written_since_upgrade(p_xmin xid)
 RETURNS boolean
 LANGUAGE sql
@@ -13,9 +13,32 @@ AS $$
     WHERE first.version = 1;
 $$;
 
--- settle_old_rows: one batch of rows from before postroom. A row in 'processing' whose last sign of life is more
--- than 15 minutes ago is stuck and becomes due; a younger one gets the rest of its 15 minutes. A row that
--- has waited for more than p_stale becomes a dead letter (NULL: none does).
+-- old_row_fate: what the upgrade makes of a row from before postroom; NULL: it is left alone.
+--
+-- 'leased': in the hand of an old caller, whose 15 minutes count from the row's last sign of life. 'stale': it has
+-- waited for more than p_stale (NULL: none does), counted from when it should have gone out; where nobody wrote
+-- down when it was made, from its last change. 'stuck': its caller is gone.
+CREATE OR REPLACE FUNCTION postroom.old_row_fate(
+    p_status text, p_created_at timestamptz, p_updated_at timestamptz, p_next_retry_at timestamptz,
+    p_fresh boolean, p_now timestamptz, p_stale interval
+)
+RETURNS text
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT CASE
+        WHEN p_status = 'processing' AND (
+            p_fresh OR GREATEST(p_created_at, p_updated_at, p_next_retry_at) > p_now - interval '15 minutes'
+        ) THEN 'leased'
+        WHEN GREATEST(COALESCE(p_created_at, p_updated_at), p_next_retry_at) < p_now - p_stale THEN 'stale'
+        WHEN p_status = 'processing' THEN 'stuck'
+    END;
+$$;
+
+-- settle_old_rows: one batch of rows from before postroom.
+--
+-- A row in an old caller's hand is not touched: the end of its lease is written beside it. One whose own trigger
+-- refuses its settling is set aside with the outcome that is to be written.
 --
 -- Goes by id, from the row after p_after: last_id is where the next batch begins, NULL at the end of the table.
 -- Rows that somebody has locked are passed over: has_old_rows tells whether another pass is needed.
@@ -27,38 +50,41 @@ LANGUAGE plpgsql
 SET search_path = ''
 AS $$
 DECLARE
-    v_queue     text := CASE WHEN p_table = 'public.email_queue'::regclass THEN 'email' ELSE 'webhook' END;
-    v_now       timestamptz := clock_timestamp();
-    v_id        uuid;
-    v_status    text;
-    v_last_sign timestamptz;
-    v_is_stale  boolean;
-    v_is_fresh  boolean;
+    v_queue    text := CASE WHEN p_table = 'public.email_queue'::regclass THEN 'email' ELSE 'webhook' END;
+    v_now      timestamptz := clock_timestamp();
+    v_id       uuid;
+    v_lease_no bigint;
+    v_fate     text;
+    v_claimed  timestamptz;
 BEGIN
     stuck := 0;
     leased := 0;
     stale := 0;
     refused := 0;
-    FOR v_id, v_status, v_last_sign, v_is_stale, v_is_fresh IN EXECUTE format(
+    FOR v_id, v_lease_no, v_fate, v_claimed IN EXECUTE format(
         $query$
             SELECT
                 old.id,
-                old.status,
-                GREATEST(old.created_at, old.updated_at, old.next_retry_at) AS last_sign,
-                GREATEST(old.created_at, old.next_retry_at) < $1 - $2 AS is_stale,
-                postroom.written_since_upgrade(old.xmin) AS is_fresh
+                old.lease_no,
+                fate.fate,
+                CASE
+                    WHEN fate.is_fresh THEN $1
+                    ELSE LEAST(GREATEST(old.created_at, old.updated_at, old.next_retry_at), $1)
+                END
             FROM %s AS old
+            CROSS JOIN LATERAL (
+                SELECT
+                    postroom.written_since_upgrade(old.xmin) AS is_fresh,
+                    postroom.old_row_fate(
+                        old.status, old.created_at, old.updated_at, old.next_retry_at,
+                        postroom.written_since_upgrade(old.xmin), $1, $2
+                    ) AS fate
+            ) AS fate
             WHERE old.id > $5
                 AND old.due_at IS NULL
                 AND old.status IN ('pending', 'processing')
-                AND (
-                    old.status = 'processing'
-                    OR GREATEST(old.created_at, old.next_retry_at) < $1 - $2
-                )
-                AND NOT EXISTS (
-                    SELECT 1 FROM postroom.refused_rows AS refused
-                    WHERE refused.queue = $3 AND refused.id = old.id
-                )
+                AND fate.fate IS NOT NULL
+                AND NOT postroom.is_seen_to($3, old.id)
             ORDER BY old.id
             LIMIT $4
             FOR UPDATE OF old SKIP LOCKED
@@ -66,14 +92,15 @@ BEGIN
     ) USING v_now, p_stale, v_queue, p_limit, COALESCE(p_after, '00000000-0000-0000-0000-000000000000')
     LOOP
         last_id := v_id;
+        IF v_fate = 'leased' THEN
+            INSERT INTO postroom.old_leases (queue, id, ends_at)
+            VALUES (v_queue, v_id, v_claimed + interval '15 minutes')
+            ON CONFLICT DO NOTHING;
+            leased := leased + 1;
+            CONTINUE;
+        END IF;
         BEGIN
-            IF v_status = 'processing' AND (v_is_fresh OR v_last_sign > v_now - interval '15 minutes') THEN
-                EXECUTE format('UPDATE %s SET due_at = $1 WHERE id = $2', p_table)
-                USING
-                    CASE WHEN v_is_fresh THEN v_now ELSE v_last_sign END + interval '15 minutes',
-                    v_id;
-                leased := leased + 1;
-            ELSIF v_is_stale THEN
+            IF v_fate = 'stale' THEN
                 EXECUTE format(
                     $update$
                         UPDATE %s
@@ -93,12 +120,38 @@ BEGIN
             IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
-            -- Its own trigger refuses: named, and out of the way.
-            PERFORM postroom.set_aside(v_queue, v_id, SQLERRM, NULL, NULL, NULL);
+            PERFORM postroom.set_aside(
+                v_queue, v_id, SQLERRM, v_lease_no,
+                CASE v_fate WHEN 'stale' THEN 'abandoned' ELSE 'released' END,
+                CASE v_fate WHEN 'stale' THEN 'stale at upgrade' END
+            );
             refused := refused + 1;
         END;
     END LOOP;
 END;
+$$;
+
+-- is_seen_to: whether the upgrade has seen to a row without touching it.
+CREATE OR REPLACE FUNCTION postroom.is_seen_to(p_queue text, p_id uuid)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT EXISTS (SELECT 1 FROM postroom.old_leases AS lease WHERE lease.queue = p_queue AND lease.id = p_id)
+        OR EXISTS (SELECT 1 FROM postroom.refused_rows AS refused WHERE refused.queue = p_queue AND refused.id = p_id);
+$$;
+
+-- old_lease_ended: whether a row that an old caller claimed before postroom came may be taken.
+CREATE OR REPLACE FUNCTION postroom.old_lease_ended(p_queue text, p_id uuid)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT NOT EXISTS (
+        SELECT 1
+        FROM postroom.old_leases AS lease
+        WHERE lease.queue = p_queue AND lease.id = p_id AND lease.ends_at > clock_timestamp()
+    );
 $$;
 
 -- has_old_rows: whether settle_old_rows has something left to do.
@@ -117,11 +170,16 @@ BEGIN
                 FROM %s AS old
                 WHERE old.due_at IS NULL
                     AND old.status IN ('pending', 'processing')
-                    AND (old.status = 'processing' OR GREATEST(old.created_at, old.next_retry_at) < $1 - $2)
-                    AND NOT EXISTS (SELECT 1 FROM postroom.refused_rows AS refused WHERE refused.id = old.id)
+                    AND postroom.old_row_fate(
+                        old.status, old.created_at, old.updated_at, old.next_retry_at, false, $1, $2
+                    ) IS NOT NULL
+                    AND NOT postroom.is_seen_to($3, old.id)
             )
         $query$, p_table
-    ) INTO v_found USING clock_timestamp(), p_stale;
+    )
+    INTO v_found
+    USING
+        clock_timestamp(), p_stale, CASE WHEN p_table = 'public.email_queue'::regclass THEN 'email' ELSE 'webhook' END;
     RETURN v_found;
 END;
 $$;
