@@ -469,6 +469,8 @@ BEGIN
         FROM public.email_queue AS waiting
         WHERE waiting.status = 'pending'
             AND waiting.planned_under IS NOT NULL
+            -- NULL: an old caller has given the row another time since.
+            AND waiting.waits_for IS NOT NULL
             -- Two ranges of the index; `<>` has none.
             AND (waiting.planned_under < v_written OR waiting.planned_under > v_written)
         LIMIT p_limit
