@@ -240,7 +240,8 @@ $$;
 -- honour_old_caller: gives a row that was written without us its due time.
 --
 -- Every write of ours sets due_at. Where a status or a next_retry_at comes without it, an old
--- caller wrote it: 'processing' is its lease of 15 minutes, 'pending' waits until next_retry_at.
+-- caller wrote it: 'processing' is its lease of 15 minutes, 'pending' waits until next_retry_at. Whatever
+-- else it writes sets updated_at and nothing more.
 CREATE OR REPLACE FUNCTION postroom.honour_old_caller()
 RETURNS trigger
 LANGUAGE plpgsql
@@ -254,6 +255,9 @@ BEGIN
         v_changed := NEW.status IS DISTINCT FROM OLD.status;
         IF NEW.updated_at IS NOT DISTINCT FROM OLD.updated_at THEN
             NEW.updated_at := v_now;
+        END IF;
+        IF NOT v_changed AND NEW.next_retry_at IS NOT DISTINCT FROM OLD.next_retry_at THEN
+            RETURN NEW;
         END IF;
     END IF;
 
@@ -295,7 +299,11 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
     WHEN (
         NEW.due_at IS NOT DISTINCT FROM OLD.due_at
         AND NEW.lease_no = OLD.lease_no
-        AND (NEW.status IS DISTINCT FROM OLD.status OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at)
+        AND (
+            NEW.status IS DISTINCT FROM OLD.status
+            OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at
+            OR NEW.updated_at IS NOT DISTINCT FROM OLD.updated_at
+        )
     )
     EXECUTE FUNCTION postroom.honour_old_caller();
 
@@ -317,7 +325,11 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
     WHEN (
         NEW.due_at IS NOT DISTINCT FROM OLD.due_at
         AND NEW.lease_no = OLD.lease_no
-        AND (NEW.status IS DISTINCT FROM OLD.status OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at)
+        AND (
+            NEW.status IS DISTINCT FROM OLD.status
+            OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at
+            OR NEW.updated_at IS NOT DISTINCT FROM OLD.updated_at
+        )
     )
     EXECUTE FUNCTION postroom.honour_old_caller();
 
