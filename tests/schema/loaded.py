@@ -17,6 +17,9 @@ class Amounts:
     due: int = 2_000
 
 
+RECIPIENT_LIMIT = "1000/60s"
+"""The rows that wait for a recipient were planned under this one."""
+
 # What is settled, what waits for a time in the future, and what is due; the oldest has waited for a minute.
 _KINDS: LiteralString = """
     SELECT
@@ -44,12 +47,20 @@ _KINDS: LiteralString = """
 _EMAILS: LiteralString = f"""
     INSERT INTO public.email_queue (
         to_email, subject, html, from_email, idempotency_key, created_at, updated_at,
-        status, attempts, lease_no, due_at, next_retry_at, sent_at, failed_at, attempt_log
+        status, attempts, lease_no, due_at, next_retry_at, sent_at, failed_at, attempt_log,
+        waits_for, planned_under
     )
     SELECT
         'u' || n %% 20000 || '@example.com', 'Your order ' || n, '<p>Thank you</p>', 'shop@example.com',
         CASE WHEN n %% 10 = 0 THEN %(kind)s || n END, at, at,
-        status, attempts, attempts, due_at, next_retry_at, done_at, failed_at, attempt_log
+        status, attempts, attempts, due_at, next_retry_at, done_at, failed_at, attempt_log,
+        -- Every second one waits for a limit, half of these for that of one recipient.
+        CASE WHEN next_retry_at IS NOT NULL THEN CASE n %% 4
+            WHEN 0 THEN 'limit:email:recipient:u0@example.com'
+            WHEN 2 THEN 'limit:email:recipient:u' || n %% 20000 || '@example.com'
+            ELSE 'send_at'
+        END END,
+        CASE WHEN next_retry_at IS NOT NULL AND n %% 2 = 0 THEN '1000/60s' END
     FROM ({_KINDS}) AS row
 """
 

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from postroom.database.migrate import migrate
-from tests.schema.loaded import Amounts, load
+from tests.schema.loaded import RECIPIENT_LIMIT, Amounts, load
 from tests.schema.plans import Reader, Reading
 from tests.support.postgres import PostgresServer
 
@@ -67,10 +67,10 @@ def loaded_url(request: pytest.FixtureRequest) -> Iterator[str]:
             """
             SELECT
                 postroom.set_setting('email.limit.global', '1000000/60s'),
-                postroom.set_setting('email.limit.recipient', '1000/60s'),
+                postroom.set_setting('email.limit.recipient', %(limit)s),
                 postroom.register_worker(%(worker)s, 'email', 'h', 1, 'v', true, false, '{}')
             """,
-            {"worker": WORKER},
+            {"worker": WORKER, "limit": RECIPIENT_LIMIT},
         )
     load(url, amounts)
     yield url
@@ -197,6 +197,40 @@ def test_what_is_called_each_second_reads_next_to_nothing(reader: Reader) -> Non
             assert reading.rows_of(table) <= 4, (statement, call)
         # The first call of a session fills its caches of the catalog.
         assert reading.pages <= 300, statement
+
+
+def test_a_limit_that_changed_replans_a_batch_by_the_index(reader: Reader) -> None:
+    """What was planned under the old limit is found by it: a call reads what it writes."""
+    for call in range(CALLS):
+        with reader.undone():
+            reader.connection.execute("SELECT postroom.set_setting('email.limit.recipient', '7/60s')")
+            reading = reader.read("SELECT postroom.replan_limited_emails(500)")
+        assert reading.rows == [(500,)]
+        assert_in_proportion(reading, "email_queue", 500, f"call {call}")
+
+
+def test_a_recipient_at_its_limit_costs_a_batch_no_more(reader: Reader) -> None:
+    """A batch for one address, which thousands wait for already, is planned row by row."""
+    batch = 50
+    for call in range(CALLS):
+        with reader.undone():
+            claimed = reader.read("SELECT * FROM postroom.claim_emails(%s, %s)", [WORKER, batch])
+            held = [WORKER, [row[0] for row in claimed.rows], [row[1] for row in claimed.rows]]
+            reader.connection.execute(
+                "UPDATE email_queue SET to_email = 'u0@example.com' WHERE id = ANY (%s)", [held[1]]
+            )
+            reader.connection.execute(
+                """
+                UPDATE rate_limit_counters
+                SET taken_at = ARRAY[clock_timestamp()], taken = '{1000}', taken_total = 1000,
+                    planned = 9000, planned_under = %s, checked_at = clock_timestamp()
+                WHERE key = 'email:recipient:u0@example.com'
+                """,
+                [RECIPIENT_LIMIT],
+            )
+            begun = reader.read("SELECT state FROM postroom.begin_emails(%s, %s, %s, '{}', '{}')", held)
+        assert begun.rows == [("waits",)] * batch
+        assert_in_proportion(begun, "email_queue", batch, f"call {call}")
 
 
 def test_workers_that_are_gone_are_forgotten_by_their_marks(reader: Reader) -> None:
