@@ -15,6 +15,9 @@ T = TypeVar("T")
 BATCH_MAX = 500
 """Outcomes in one statement, at most."""
 
+GATHER_S = 0.005
+"""While others are in flight, an outcome waits so long for company."""
+
 AGAIN_S_MIN, AGAIN_S_MAX = 0.1, 5.0
 """The wait before a settle is repeated, where the database is away."""
 
@@ -65,6 +68,8 @@ class Settles(Generic[T]):
     async def _run(self) -> None:
         again_s = AGAIN_S_MIN
         while self._waiting:
+            if len(self._begun) > len(self._waiting):
+                await asyncio.sleep(GATHER_S)
             batch = self._waiting[:BATCH_MAX]
             settlements = [settlement for settlement, _ in batch]
             try:

@@ -16,6 +16,9 @@ T = TypeVar("T")
 BATCH_MAX = 200
 """Starts in one statement, at most."""
 
+GATHER_S = 0.002
+"""While others are in flight, a start waits so long for company: 0.64 to 0.44 ms of CPU a mail, with GATHER_S of settles."""
+
 LEASE_LEFT_MIN_S = 0.2
 """A row whose lease ends sooner is not begun: another worker may be about to take it."""
 
@@ -24,10 +27,10 @@ _log = log.get_logger()
 
 class Starts(Generic[T]):
     """
-    Groups the starts of a worker: whatever waits when the last statement is answered goes next.
+    Groups the starts of a worker: what has come within two milliseconds goes together.
 
     Without the mark a kill -9 would blame every mail in the buffer; with a statement for each the
-    database would be the limit. There is no timer: a single start waits for nobody.
+    database would be the limit. A start that is alone waits for nobody.
     """
 
     def __init__(self, work: Work[T], worker: UUID) -> None:
@@ -56,6 +59,8 @@ class Starts(Generic[T]):
 
     async def _run(self) -> None:
         while self._waiting:
+            if self.begun:
+                await asyncio.sleep(GATHER_S)
             batch = [(claim, future) for claim, future in self._waiting[:BATCH_MAX] if not future.done()]
             del self._waiting[:BATCH_MAX]
             if batch:
