@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from postroom.email.address import check_address, check_text, check_unicode, kind_of
-from postroom.email.headers import check_headers, check_line
+from postroom.email.headers import check_headers, check_line, check_subject
 from postroom.errors import InvalidEmail
 
-SUBJECT_CHARACTERS_MAX = 2_000
 BODY_BYTES_MAX = 20 * 1024 * 1024
 METADATA_BYTES_MAX = 1024 * 1024
 NAME_CHARACTERS_MAX = 255
@@ -87,10 +86,7 @@ def check_email(
 def _check_subject(subject: object) -> str:
     if not isinstance(subject, str):
         raise InvalidEmail("subject", f"must be a text, not {kind_of(subject)}")
-    if len(subject) > SUBJECT_CHARACTERS_MAX:
-        size = f"is {len(subject):,} characters long"
-        raise InvalidEmail("subject", f"{size}; at most {SUBJECT_CHARACTERS_MAX:,} are allowed")
-    return check_line("subject", subject)
+    return check_subject(subject)
 
 
 def _check_sender(name: str, address: object) -> str | None:

@@ -17,6 +17,9 @@ from postroom.errors import InvalidEmail
 LINE_BYTES_MAX = 998
 """RFC 5322, 2.1.1, without the CRLF."""
 
+SUBJECT_CHARACTERS_MAX = 2_000
+"""Beyond 100 KB Postfix cuts a header off without a word; nobody reads a tenth of this."""
+
 HEADERS_MAX = 100
 VALUE_CHARACTERS_MAX = 10_000
 
@@ -64,6 +67,19 @@ def check_line(field: str, value: str) -> str:
         text = what.get(found[0], f"the control character U+{ord(found[0]):04X}")
         raise InvalidEmail(field, f"holds {text} at position {found.start() + 1}; take it out")
     return check_unicode(field, value)
+
+
+def check_subject(subject: str) -> str:
+    """
+    Refuse a subject that is no line, or no subject any more, and give it back as it is.
+
+    Raises:
+        InvalidEmail: It is too long, or holds what check_line() refuses.
+    """
+    if len(subject) > SUBJECT_CHARACTERS_MAX:
+        size = f"is {len(subject):,} characters long"
+        raise InvalidEmail("subject", f"{size}; at most {SUBJECT_CHARACTERS_MAX:,} are allowed")
+    return check_line("subject", subject)
 
 
 def text_header(name: str, value: str) -> bytes:

@@ -27,7 +27,7 @@ from postroom.email.headers import (
     LINE_BYTES_MAX,
     address_header,
     check_headers,
-    check_line,
+    check_subject,
     further_header,
     text_header,
 )
@@ -139,7 +139,7 @@ def check_row(email: OutgoingEmail) -> CheckedEmail:
         sender = parse_mailbox("from", email.from_email, named=True)
         recipient = parse_mailbox("to", email.to_email, named=False)
         reply_to = parse_mailbox("reply_to", email.reply_to, named=True) if email.reply_to else None
-        subject = check_line("subject", email.subject)
+        subject = check_subject(email.subject)
         headers = check_headers(email.headers)
         html = check_text("html", email.html)
         text = check_text("text", email.text) if email.text is not None else None
