@@ -243,7 +243,7 @@ class EmailStore:
 
 
 def _email(row: Any) -> OutgoingEmail:
-    headers = orjson.loads(row["headers"]) if row["headers"] else {}
+    headers = orjson.loads(row["headers"]) if row["headers"] not in (None, "null") else {}
     return OutgoingEmail(
         row["id"],
         row["to_email"],
