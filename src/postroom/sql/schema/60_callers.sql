@@ -331,8 +331,17 @@ BEGIN
         WHEN enqueue_email.subject ~ '[\n\r]' THEN 'subject: must be one line'
         WHEN enqueue_email.from_email ~ '[\n\r]' THEN 'from_email: must be one line'
         WHEN enqueue_email.reply_to ~ '[\n\r]' THEN 'reply_to: must be one line'
+        WHEN enqueue_email.from_email !~ '^$|@' THEN 'from_email: must be an address, such as ada@example.com'
+        WHEN enqueue_email.reply_to !~ '^$|@' THEN 'reply_to: must be an address, such as ada@example.com'
         WHEN enqueue_email.max_attempts < 1 THEN 'max_attempts: must be 1 or more'
         WHEN jsonb_typeof(enqueue_email.headers) <> 'object' THEN 'headers: must be an object of names and values'
+        WHEN EXISTS (
+            SELECT 1
+            FROM jsonb_each(enqueue_email.headers) AS header (name, value)
+            WHERE header.name !~ '^[!-9;-~]{1,76}$'
+                OR jsonb_typeof(header.value) <> 'string'
+                OR header.value #>> '{}' ~ '[\n\r]'
+        ) THEN 'headers: each must be a name of letters, digits and dashes with one line of text'
         WHEN jsonb_typeof(enqueue_email.metadata) <> 'object' THEN 'metadata: must be an object'
     END;
     IF v_wrong IS NOT NULL THEN
