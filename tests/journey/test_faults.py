@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from aiohttp import web
 
-from postroom import Room
 from tests.email.transports.servers import resend_api
 from tests.email.transports.servers.certificates import Authority
 from tests.email.transports.servers.resend_api import KEY, ResendApi, drop
@@ -27,70 +25,12 @@ from tests.email.transports.servers.scripted_smtp import (
     Say,
     ScriptedSmtp,
 )
-from tests.journey.mails import SENDER
+from tests.journey.house import House, house_of
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import until
 
-SHORT = {f"{step}_timeout_s": 1.0 for step in ("greeting", "ehlo", "mail", "rcpt", "data", "block", "final")}
 LANES = 3
 """Faults that are tried at the same time."""
-
-UNLIMITED = {"email.limit.global": "off", "email.limit.recipient": "off", "email.backoff": "50ms"}
-
-
-@dataclass
-class House:
-    """A database and its settings, before and while a worker works on it."""
-
-    room: Room
-
-    async def queue(self, subject: str, html: str = "<p>Hi</p>") -> UUID:
-        """Queue one mail by a plain INSERT."""
-        return UUID(
-            str(
-                await self.room.database.fetchval(
-                    "INSERT INTO email_queue (to_email, subject, html) VALUES ($1, $2, $3) RETURNING id",
-                    "ada@example.com",
-                    subject,
-                    html,
-                )
-            )
-        )
-
-    async def row(self, email_id: UUID) -> Any:
-        """What the table says of one mail."""
-        return await self.room.database.fetchrow("SELECT * FROM email_queue WHERE id = $1", email_id)
-
-    async def settled(self, email_id: UUID) -> Any:
-        """Wait until a mail is neither pending nor in flight; its row."""
-
-        async def is_settled() -> bool:
-            return (await self.row(email_id))["status"] not in ("pending", "processing")
-
-        await until(is_settled)
-        return await self.row(email_id)
-
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """A worker that attempts one mail at a time, while the block runs."""
-        stop = asyncio.Event()
-        task = asyncio.create_task(self.room.email_engine().run(stop))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
-
-
-@asynccontextmanager
-async def house_of(database_url: str, transport: str, **policy: str) -> AsyncIterator[House]:
-    """A house with one way out and short waits for servers."""
-    settings: dict[str, Any] = {"sender": SENDER, "concurrency": 1, "smtp": SHORT}
-    async with Room(database_url=database_url, transport=transport, **settings) as room:
-        for key, value in {**UNLIMITED, **policy}.items():
-            await room.database.execute("SELECT postroom.set_setting($1, $2)", key, value)
-        yield House(room)
-
 
 NewDatabase = Callable[[], str]
 Try = Callable[[str], Awaitable[None]]

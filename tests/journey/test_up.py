@@ -14,7 +14,6 @@ from tests.journey.mails import parsed
 from tests.journey.programs import Programs
 from tests.support.waiting import until_now
 
-
 FIVE_MORE = """
     INSERT INTO email_queue (to_email, subject, html)
     SELECT 'you@example.com', 'mail ' || n, '<p>Hi</p>' FROM generate_series(1, 5) AS n
