@@ -1,18 +1,21 @@
 -- Queue policy: the settings that all workers share, checked and parsed where they are written.
 
--- span: a length of time as people write it: 500ms, 3s, 5m, 2h, 30d. NULL where it is none.
+-- span: a length of time as people write it: 500ms, 3s, 5m, 2h, 30d. NULL where it is none, or longer than 36500d:
+-- beyond that, times that are so long ago fall out of the calendar.
 CREATE OR REPLACE FUNCTION postroom.span(p_text text)
 RETURNS interval
 LANGUAGE sql
 IMMUTABLE
 SET search_path = ''
 AS $$
-    SELECT CASE WHEN p_text ~ '^[0-9]{1,9}(ms|s|m|h|d)$' THEN
-        make_interval(secs => substring(p_text FROM '^[0-9]+')::double precision
+    SELECT CASE WHEN said.seconds <= 36500 * 86400.0 THEN make_interval(secs => said.seconds) END
+    FROM (
+        SELECT substring(p_text FROM '^[0-9]+')::double precision
             * CASE substring(p_text FROM '[a-z]+$')
                 WHEN 'ms' THEN 0.001 WHEN 's' THEN 1 WHEN 'm' THEN 60 WHEN 'h' THEN 3600 ELSE 86400
-            END)
-    END;
+            END AS seconds
+        WHERE p_text ~ '^[0-9]{1,9}(ms|s|m|h|d)$'
+    ) AS said;
 $$;
 
 -- default_settings: every key that exists, and what holds until it is changed.
@@ -92,7 +95,7 @@ BEGIN
             RETURN NEW;
         END IF;
     ELSIF NEW.key LIKE 'retention.%' AND EXISTS (SELECT 1 FROM postroom.default_settings() AS d WHERE d.key = NEW.key) THEN
-        v_allowed := 'a span of 1m or more, such as 30d; or off';
+        v_allowed := 'a span of 1m to 36500d, such as 30d; or off';
         NEW.span := postroom.span(NEW.value);
         IF NEW.value = 'off' OR NEW.span >= interval '1 minute' THEN
             RETURN NEW;
