@@ -181,7 +181,8 @@ BEGIN
     END LOOP;
     RETURN CASE
         WHEN v_next = '-infinity' THEN 0
-        ELSE GREATEST(extract(EPOCH FROM v_next - clock_timestamp()), 0)
+        -- GREATEST passes over a NULL.
+        WHEN v_next IS NOT NULL THEN GREATEST(extract(EPOCH FROM v_next - clock_timestamp()), 0)
     END;
 END;
 $$;
