@@ -17,7 +17,10 @@ BATCH_MAX = 200
 """Starts in one statement, at most."""
 
 GATHER_S = 0.002
-"""While others are in flight, a start waits so long for company: 0.64 to 0.44 ms of CPU a mail, with GATHER_S of settles."""
+"""
+While others are in flight, a start waits so long for company. With the same of settles it brought the
+CPU time of worker and PostgreSQL from 0.64 to 0.44 ms a mail.
+"""
 
 LEASE_LEFT_MIN_S = 0.2
 """A row whose lease ends sooner is not begun: another worker may be about to take it."""
