@@ -23,8 +23,9 @@ _PASSWORD = re.compile(r"^(?P<before>postgres(?:ql)?://[^/@:?]*):(?P<password>[^
 
 def psql(
     context: typer.Context,
-    command: Annotated[
-        str | None, typer.Option("-c", "--command", metavar="SQL", help="Run this, print its rows, and end.")
+    commands: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--command", metavar="SQL", help="Run this, print its rows, and end."),
     ] = None,
 ) -> None:
     """
@@ -33,18 +34,20 @@ def psql(
     With -c and one statement it needs no psql. Other options and arguments are psql's own, such as -At
     or -f FILE.
     """
-    run(_psql(command, context.args))
+    run(_psql(commands or [], context.args))
 
 
-async def _psql(command: str | None, arguments: list[str]) -> None:
+async def _psql(commands: list[str], arguments: list[str]) -> None:
     from postroom.room import Room
 
     room = Room()
     try:
         url = await room.database_url()
-        if command is not None and not arguments and not command.lstrip().startswith("\\"):
-            await _print_result(url, command)
-        elif _open(url, [*([] if command is None else ["-c", command]), *arguments]) != DONE:
+        if len(commands) == 1 and not arguments and not commands[0].lstrip().startswith("\\"):
+            await _print_result(url, commands[0])
+            return
+        given = [word for command in commands for word in ("-c", command)]
+        if _open(url, [*given, *arguments]) != DONE:
             raise typer.Exit(FAILED)
     finally:
         await room.close()
