@@ -245,7 +245,13 @@ BEGIN
         free := v_rule.amount;
         RETURN;
     END IF;
-    v_at := GREATEST(v_at, LEAST(v_book.taken_at[cardinality(v_book.taken_at)], v_at + interval '1 second'));
+    IF v_book.taken_at[cardinality(v_book.taken_at)] > v_at + interval '1 second' THEN
+        -- The clock was set back. Whoever takes slots mends the book (lock_books); to say that there are none
+        -- would keep everybody from trying until the old time has come round again.
+        free := v_rule.amount;
+        RETURN;
+    END IF;
+    v_at := GREATEST(v_at, v_book.taken_at[cardinality(v_book.taken_at)]);
     free := GREATEST(v_rule.amount - postroom.slots_used(v_book.taken_at, v_book.taken, v_at, v_window), 0);
     IF free = 0 THEN
         wait_s := GREATEST(extract(
