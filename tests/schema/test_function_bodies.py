@@ -28,6 +28,8 @@ ACCEPTED = {
     # the command is one of four words, and a policy's expression is what pg_policies says of the policy that
     # it replaces.
     ("security", "postroom.grant_access(text)", NOT_SANITIZED),
+    # the object's name is what its regclass, regprocedure or regrole says.
+    ("security", "postroom.revoke_all(text,text,text)", NOT_SANITIZED),
 }
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -69,7 +70,7 @@ class Project:
     def connect(self, user: str | None = None) -> psycopg.Connection[dict[str, Any]]:
         """A connection of the owner or another user, each statement on its own."""
         return psycopg.connect(
-            self.server.url_of(self.database, user or self.owner),
+            self.server.url_of(self.database, quote(user or self.owner)),
             autocommit=True,
             row_factory=dict_row,
             prepare_threshold=None,

@@ -11,6 +11,7 @@ AS $$
     SELECT has_table_privilege(p_role, p_table, p_command)
         AND (
             NOT class.relrowsecurity
+            OR (SELECT role.rolbypassrls FROM pg_catalog.pg_roles AS role WHERE role.rolname = p_role)
             OR EXISTS (
                 SELECT 1
                 FROM pg_catalog.pg_policy AS policy
@@ -73,7 +74,6 @@ DECLARE
         'public.email_queue', 'public.webhook_retry_queue', 'public.rate_limit_counters'
     ]::regclass[];
     v_ours    regprocedure[];
-    v_outside name[];
     v_role    name;
     v_table   regclass;
     v_command text;
@@ -106,10 +106,6 @@ BEGIN
         END IF;
         INSERT INTO postroom.app_roles (name) VALUES (p_app_role) ON CONFLICT DO NOTHING;
     END IF;
-    SELECT array_agg(role.rolname)
-    INTO v_outside
-    FROM pg_catalog.pg_roles AS role
-    WHERE role.rolname IN ('anon', 'authenticated');
 
     -- 2. What other roles can do now and must not lose: by command and table, and by which policy.
     FOREACH v_table IN ARRAY v_tables LOOP
@@ -172,10 +168,18 @@ BEGIN
         IF NOT v_has THEN
             EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
         END IF;
-        EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', v_table);
-        FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
-            EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', v_table, v_role);
-        END LOOP;
+        PERFORM postroom.revoke_all('TABLE', v_table::text, outsiders.role)
+        FROM (SELECT relacl FROM pg_catalog.pg_class WHERE pg_class.oid = v_table) AS class
+        CROSS JOIN LATERAL postroom.outsiders_in(class.relacl) AS outsiders (role)
+        WHERE NOT (v_table = 'public.email_queue'::regclass AND outsiders.role = 'authenticated' AND (
+            SELECT array_agg(acl.privilege_type) = '{SELECT}'
+            FROM pg_catalog.aclexplode(class.relacl) AS acl
+            WHERE acl.grantee = to_regrole('authenticated')
+        ));
+        PERFORM postroom.revoke_all('TABLE', v_table::text, outsiders.role)
+        FROM pg_catalog.pg_attribute AS att
+        CROSS JOIN LATERAL postroom.outsiders_in(att.attacl) AS outsiders (role)
+        WHERE att.attrelid = v_table AND att.attacl IS NOT NULL;
     END LOOP;
     FOR v_keep IN
         SELECT kept.value ->> 'role' AS role, (kept.value ->> 'table')::regclass AS "table", kept.value ->> 'command' AS command
@@ -208,39 +212,63 @@ BEGIN
             AND obj_description(proc.oid, 'pg_proc') LIKE 'postroom:%'
         );
     FOREACH v_proc IN ARRAY v_ours LOOP
-        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', v_proc);
-        FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
-            EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %I', v_proc, v_role);
-        END LOOP;
+        PERFORM postroom.revoke_all('ROUTINE', v_proc::text, outsiders.role)
+        FROM pg_catalog.pg_proc AS proc
+        CROSS JOIN LATERAL postroom.outsiders_in(
+            COALESCE(proc.proacl, pg_catalog.acldefault('f', proc.proowner))
+        ) AS outsiders (role)
+        WHERE proc.oid = v_proc;
     END LOOP;
-    REVOKE ALL ON SCHEMA postroom FROM PUBLIC;
-    REVOKE ALL ON ALL TABLES IN SCHEMA postroom FROM PUBLIC;
-    REVOKE ALL ON ALL SEQUENCES IN SCHEMA postroom FROM PUBLIC;
-    FOREACH v_role IN ARRAY COALESCE(v_outside, '{}') LOOP
-        EXECUTE format('REVOKE ALL ON SCHEMA postroom FROM %I', v_role);
-        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA postroom FROM %I', v_role);
-        EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA postroom FROM %I', v_role);
-    END LOOP;
+    PERFORM postroom.revoke_all('SCHEMA', 'postroom', outsiders.role)
+    FROM pg_catalog.pg_namespace AS schema
+    CROSS JOIN LATERAL postroom.outsiders_in(schema.nspacl) AS outsiders (role)
+    WHERE schema.oid = to_regnamespace('postroom');
+    PERFORM postroom.revoke_all(
+        CASE class.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, class.oid::regclass::text, outsiders.role
+    )
+    FROM pg_catalog.pg_class AS class
+    CROSS JOIN LATERAL postroom.outsiders_in(class.relacl) AS outsiders (role)
+    WHERE class.relnamespace = to_regnamespace('postroom') AND class.relkind IN ('r', 'v', 'S');
 
     -- 6. service_role: everything.
     IF to_regrole('service_role') IS NOT NULL THEN
-        GRANT USAGE ON SCHEMA public TO service_role;
-        GRANT USAGE ON SCHEMA postroom TO service_role;
-        GRANT ALL ON ALL TABLES IN SCHEMA postroom TO service_role;
-        GRANT ALL ON ALL SEQUENCES IN SCHEMA postroom TO service_role;
+        IF NOT has_schema_privilege('service_role', 'public', 'USAGE') THEN
+            GRANT USAGE ON SCHEMA public TO service_role;
+        END IF;
+        IF NOT has_schema_privilege('service_role', 'postroom', 'USAGE') THEN
+            GRANT USAGE ON SCHEMA postroom TO service_role;
+        END IF;
+        FOR v_keep IN
+            SELECT
+                class.oid::regclass AS name,
+                CASE class.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind
+            FROM pg_catalog.pg_class AS class
+            WHERE class.relkind IN ('r', 'v', 'S')
+                AND (class.relnamespace = to_regnamespace('postroom') OR class.oid = ANY (v_tables))
+                AND NOT COALESCE((
+                    SELECT count(*) >= CASE class.relkind WHEN 'S' THEN 3 ELSE 7 END
+                    FROM pg_catalog.aclexplode(class.relacl) AS acl
+                    WHERE acl.grantee = to_regrole('service_role')
+                ), false)
+        LOOP
+            EXECUTE format('GRANT ALL ON %s %s TO service_role', v_keep.kind, v_keep.name);
+        END LOOP;
         FOREACH v_table IN ARRAY v_tables LOOP
-            EXECUTE format('GRANT ALL ON TABLE %s TO service_role', v_table);
             PERFORM postroom.make_policy(v_table, 'postroom: service_role may do everything',
                 'FOR ALL TO service_role USING (true) WITH CHECK (true)');
         END LOOP;
         FOREACH v_proc IN ARRAY v_ours LOOP
-            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO service_role', v_proc);
+            IF NOT has_function_privilege('service_role', v_proc, 'EXECUTE') THEN
+                EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO service_role', v_proc);
+            END IF;
         END LOOP;
     END IF;
 
     -- 7. authenticated: the e-mails that were sent to them.
     IF to_regrole('authenticated') IS NOT NULL THEN
-        GRANT SELECT ON TABLE public.email_queue TO authenticated;
+        IF NOT has_table_privilege('authenticated', 'public.email_queue', 'SELECT') THEN
+            GRANT SELECT ON TABLE public.email_queue TO authenticated;
+        END IF;
         PERFORM postroom.make_policy('public.email_queue', 'postroom: authenticated may read their own',
             $policy$FOR SELECT TO authenticated USING (
                 lower(to_email) = lower(NULLIF(
@@ -251,7 +279,9 @@ BEGIN
 
     -- 8. The application's own roles.
     FOR v_role IN SELECT app.name FROM postroom.app_roles AS app WHERE to_regrole(quote_ident(app.name)) IS NOT NULL LOOP
-        EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', v_role);
+        IF NOT has_schema_privilege(v_role, 'public', 'USAGE') THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', v_role);
+        END IF;
         EXECUTE format('GRANT SELECT, INSERT ON TABLE public.email_queue TO %I', v_role);
         EXECUTE format(
             'GRANT EXECUTE ON FUNCTION public.enqueue_email(
@@ -263,6 +293,29 @@ BEGIN
         PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may insert'),
             format('FOR INSERT TO %I WITH CHECK (true)', v_role));
     END LOOP;
+END;
+$$;
+
+-- outsiders_in: which of those who may do nothing have something in a list of privileges.
+CREATE OR REPLACE FUNCTION postroom.outsiders_in(p_acl aclitem[])
+RETURNS SETOF text
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT DISTINCT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
+    FROM pg_catalog.aclexplode(p_acl) AS acl
+    WHERE acl.grantee IN (0, to_regrole('anon'), to_regrole('authenticated'));
+$$;
+
+-- revoke_all: takes what one of them has, and what others have through its right to grant.
+CREATE OR REPLACE FUNCTION postroom.revoke_all(p_kind text, p_name text, p_role text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', p_kind, p_name, p_role);
 END;
 $$;
 
