@@ -462,8 +462,34 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     v_written text := (postroom.limit_rule_of('email:recipient:')).written;
+    v_old     text;
     v_count   integer;
 BEGIN
+    -- A limit that holds no longer: each look is a range of the index. `<>` is none, and with statistics that are not
+    -- there the ranges in one query were planned as a walk over all that waits for a limit.
+    SELECT waiting.planned_under
+    INTO v_old
+    FROM public.email_queue AS waiting
+    WHERE waiting.status = 'pending'
+        AND waiting.planned_under < v_written
+        -- NULL: an old caller has given the row another time since.
+        AND waiting.waits_for IS NOT NULL
+    ORDER BY waiting.planned_under
+    LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT waiting.planned_under
+        INTO v_old
+        FROM public.email_queue AS waiting
+        WHERE waiting.status = 'pending'
+            AND waiting.planned_under > v_written
+            AND waiting.waits_for IS NOT NULL
+        ORDER BY waiting.planned_under
+        LIMIT 1;
+    END IF;
+    IF v_old IS NULL THEN
+        RETURN 0;
+    END IF;
+
     UPDATE public.email_queue
     SET due_at = COALESCE(email_queue.created_at, clock_timestamp()),
         next_retry_at = NULL,
@@ -473,12 +499,7 @@ BEGIN
     WHERE email_queue.id = ANY (ARRAY(
         SELECT waiting.id
         FROM public.email_queue AS waiting
-        WHERE waiting.status = 'pending'
-            AND waiting.planned_under IS NOT NULL
-            -- NULL: an old caller has given the row another time since.
-            AND waiting.waits_for IS NOT NULL
-            -- Two ranges of the index; `<>` has none.
-            AND (waiting.planned_under < v_written OR waiting.planned_under > v_written)
+        WHERE waiting.status = 'pending' AND waiting.planned_under = v_old AND waiting.waits_for IS NOT NULL
         LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED
     ));
