@@ -10,7 +10,7 @@
 -- for it keep their place untouched.
 --
 -- A row whose own trigger refuses the update would fail the whole batch: then the rows are
--- taken one by one, and that one is set aside.
+-- taken one by one, and that one is set aside. (OTHERS leaves out a failed ASSERT, which is no less the row's own.)
 CREATE OR REPLACE FUNCTION postroom.claim_emails(
     p_worker uuid,
     p_limit  integer,
@@ -127,7 +127,7 @@ BEGIN
         BEGIN
             PERFORM postroom.write_email_leases(p_worker, v_due, p_lease, p_from);
             v_leased := v_leased || v_due;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
             -- Not the row's fault: a conflict, a shortage, an operator.
             IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
@@ -136,7 +136,7 @@ BEGIN
                 BEGIN
                     PERFORM postroom.write_email_leases(p_worker, ARRAY[v_id], p_lease, p_from);
                     v_leased := v_leased || v_id;
-                EXCEPTION WHEN OTHERS THEN
+                EXCEPTION WHEN OTHERS OR assert_failure THEN
                     PERFORM postroom.set_aside('email', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
@@ -473,7 +473,7 @@ BEGIN
     SELECT * FROM postroom.write_email_outcomes(
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN OTHERS OR assert_failure THEN
     IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
         RAISE;
     END IF;
@@ -485,7 +485,7 @@ EXCEPTION WHEN OTHERS THEN
                 p_worker, p_ids[v_place:v_place], p_lease_nos[v_place:v_place], p_verdicts[v_place:v_place],
                 p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
             );
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
             PERFORM postroom.set_aside(
                 'email', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
             );
@@ -599,7 +599,7 @@ BEGIN
                     v_row.leased_by, ARRAY[v_row.id], ARRAY[v_row.lease_no], ARRAY[v_row.verdict],
                     ARRAY[v_row.reply], ARRAY[NULL::double precision], ARRAY[NULL::jsonb]
                 );
-            EXCEPTION WHEN OTHERS THEN
+            EXCEPTION WHEN OTHERS OR assert_failure THEN
                 PERFORM postroom.set_aside('email', v_row.id, SQLERRM, NULL, NULL, NULL);
                 CONTINUE;
             END;

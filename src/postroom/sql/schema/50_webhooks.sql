@@ -107,7 +107,7 @@ BEGIN
         BEGIN
             PERFORM postroom.write_webhook_leases(p_worker, v_due, p_lease);
             v_leased := v_leased || v_due;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
             IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
@@ -115,7 +115,7 @@ BEGIN
                 BEGIN
                     PERFORM postroom.write_webhook_leases(p_worker, ARRAY[v_id], p_lease);
                     v_leased := v_leased || v_id;
-                EXCEPTION WHEN OTHERS THEN
+                EXCEPTION WHEN OTHERS OR assert_failure THEN
                     PERFORM postroom.set_aside('webhook', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
@@ -263,7 +263,7 @@ BEGIN
     SELECT * FROM postroom.write_webhook_outcomes(
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN OTHERS OR assert_failure THEN
     IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
         RAISE;
     END IF;
@@ -274,7 +274,7 @@ EXCEPTION WHEN OTHERS THEN
                 p_worker, p_ids[v_place:v_place], p_lease_nos[v_place:v_place], p_verdicts[v_place:v_place],
                 p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
             );
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
             PERFORM postroom.set_aside(
                 'webhook', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
             );

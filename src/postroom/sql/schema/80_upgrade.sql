@@ -116,7 +116,7 @@ BEGIN
                 ) USING v_now, v_id;
                 stuck := stuck + 1;
             END IF;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
             IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
                 RAISE;
             END IF;
