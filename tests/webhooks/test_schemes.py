@@ -166,6 +166,22 @@ def test_adyen_takes_a_request_only_where_each_of_its_items_holds() -> None:
     assert refusal(one.source, request) == SignatureReason.MISMATCH
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("adyen", b"Test:Merchant", rb"\ud800"), ("mailgun", b'"token":"', rb'"token":"\ud800')],
+)
+def test_half_a_character_in_a_signed_field_is_another_field(name: str, before: bytes, after: bytes) -> None:
+    """JSON may hold what no UTF-8 can: it is neither an error nor the same as a question mark."""
+    one = sample(name)
+    request = one.request()
+    assert before in request.body
+    half, mark = (
+        request.with_body(request.body.replace(before, to)) for to in (after, after.replace(rb"\ud800", b"?"))
+    )
+    assert refusal(one.source, half) == refusal(one.source, mark) == SignatureReason.MISMATCH
+    assert one.scheme.read(half).messages != one.scheme.read(mark).messages
+
+
 def test_mailguns_older_forms_hold_too() -> None:
     """The three fields are then beside the event's."""
     digest = hmac.new(b"key", f"{int(AT_S)}tok".encode(), hashlib.sha256).hexdigest()

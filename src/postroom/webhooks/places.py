@@ -181,7 +181,11 @@ def _read(places: Places, request: WebhookRequest) -> str | None:
 def _is_storable(text: str) -> bool:
     if len(text) > VALUE_CHARACTERS_MAX or "\0" in text:
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
 
 
 def _as_utf8(value: str) -> str:
