@@ -177,10 +177,10 @@ def within(transaction: Callable[..., Awaitable[None]]) -> Door:
 
 DOORS: dict[str, tuple[Door, int]] = {
     "INSERT": (by_insert, 300),
-    "enqueue_email()": (by_enqueue_email, 140),
+    "enqueue_email()": (by_enqueue_email, 146),
     "HTTP, queued": (by_http_queued, 100),
     "HTTP, direct": (by_http_direct, 100),
-    "postroom send": (by_command, 10),
+    "postroom send": (by_command, 4),
     "Room.send": (by_room, 100),
     "Room.send_many": (by_send_many, 100),
     "inside asyncpg": (within(_in_asyncpg), 50),

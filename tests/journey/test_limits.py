@@ -73,6 +73,7 @@ def test_a_limit_that_is_lifted_lets_what_waits_for_it_go(programs: Programs, db
     assert _times(ledger.delivered)[-1] - changed_at < IN_FORCE_S
 
 
+@pytest.mark.chaos
 def test_a_limit_that_is_lowered_holds_within_its_time(programs: Programs, db: Database) -> None:
     """From 5 s after the change on, no window holds more than the new limit says."""
     _set(db, "email.limit.global", "30/1s")
