@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import string
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from tests.sql.conftest import Connect
-from tests.sql.session import EMAIL, Queue, Session
+from tests.sql.session import EMAIL, WEBHOOK, Queue, Session
 
 
 async def test_a_plain_insert_of_three_columns_is_a_whole_email(sql: Session) -> None:
@@ -373,3 +375,31 @@ async def test_the_tables_own_not_nulls_are_all_that_an_insert_meets(sql: Sessio
     for missing in ("to_email", "subject", "html"):
         with pytest.raises(asyncpg.NotNullViolationError):
             await sql.insert(EMAIL, **{missing: None})
+
+
+async def test_a_row_created_in_the_future_waits_for_no_such_time(sql: Session) -> None:
+    """created_at says when it stood in line; a caller whose clock is wrong does not delay it."""
+    tomorrow = await sql.now() + timedelta(days=1)
+    event = await sql.insert(WEBHOOK, created_at=tomorrow)
+    webhooks = await sql.worker(WEBHOOK)
+    await webhooks.settle("transport_down", await webhooks.take_one())
+    assert [lease.id for lease in await webhooks.claim()] == [event]
+
+    await sql.set("email.limit.recipient", "1/60s")
+    await sql.insert(created_at=tomorrow)
+    limited = await sql.insert(created_at=tomorrow)
+    emails = await sql.worker()
+    await emails.begin(*await emails.claim())
+    await sql.set("email.limit.recipient", "off")
+    await sql.fetchval("SELECT postroom.replan_limited_emails(10)")
+    assert [lease.id for lease in await emails.claim()] == [limited]
+
+
+async def test_a_recipient_of_20_000_characters_stops_no_other(sql: Session) -> None:
+    """Its key fits into the index of the limits all the same."""
+    await sql.set("email.limit.recipient", "1/60s")
+    letters = "".join(random.choices(string.ascii_letters + string.digits, k=20_000))
+    ids = await sql.insert_many([letters + "@example.com", "ada@example.com"])
+    worker = await sql.worker()
+    answers = await worker.begin(*await worker.claim())
+    assert [answers[row_id]["state"] for row_id in ids] == ["begun", "begun"]

@@ -29,13 +29,14 @@ BEGIN
 END;
 $$;
 
--- recipient_key: the limiter's key of an address.
+-- recipient_key: the limiter's key of an address. No address has more than 254 characters; what a plain INSERT may
+-- hold instead must fit into an index entry (2,704 bytes), or it would stop the batch that it is in.
 CREATE OR REPLACE FUNCTION postroom.recipient_key(p_to_email text)
 RETURNS text
 LANGUAGE sql
 IMMUTABLE
 AS $$
-    SELECT 'email:recipient:' || lower(btrim(p_to_email));
+    SELECT 'email:recipient:' || left(lower(btrim(p_to_email)), 500);
 $$;
 
 -- book_window: how long a slot counts.
@@ -491,7 +492,7 @@ BEGIN
     END IF;
 
     UPDATE public.email_queue
-    SET due_at = COALESCE(email_queue.created_at, clock_timestamp()),
+    SET due_at = LEAST(email_queue.created_at, clock_timestamp()),
         next_retry_at = NULL,
         waits_for = NULL,
         planned_under = NULL,

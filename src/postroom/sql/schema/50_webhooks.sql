@@ -315,7 +315,7 @@ BEGIN
             state.waits_for,
             CASE WHEN state.status = 'pending' THEN COALESCE(
                 clock_timestamp() + state.wait,
-                webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at, clock_timestamp()
+                webhook_retry_queue.next_retry_at, LEAST(webhook_retry_queue.created_at, clock_timestamp())
             ) END,
             CASE WHEN state.wait IS NULL THEN webhook_retry_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
             CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
@@ -333,7 +333,7 @@ BEGIN
     WHERE webhook_retry_queue.id = outcome.id
         AND webhook_retry_queue.lease_no = outcome.lease_no
         AND (
-            (outcome.verdict = 'done' AND webhook_retry_queue.status <> 'processed')
+            (outcome.verdict = 'done' AND webhook_retry_queue.status IS DISTINCT FROM 'processed')
             OR (
                 webhook_retry_queue.status = 'processing'
                 AND webhook_retry_queue.leased_by IS NOT DISTINCT FROM p_worker
