@@ -30,7 +30,7 @@ def test_without_any_setting_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.sender is None
     assert settings.log_format is None
     assert settings.log_level == "info"
-    assert settings.concurrency == 20
+    assert settings.concurrency == 40
     assert settings.stripe_webhook_secrets == ()
     assert settings.webhooks == {}
     assert settings.smtp.final_timeout_s == 600

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         default="info", description="debug, info, warning or error"
     )
-    concurrency: int = Field(default=20, ge=1, le=1000, description="a number from 1 to 1000")
+    concurrency: int = Field(default=40, ge=1, le=1000, description="a number from 1 to 1000")
     attempt_deadline_s: Span = Field(default=900, ge=1, le=86400, description=f"{SPANS}; 1s to 1d")
     smtp: SmtpTimeouts = SmtpTimeouts()
     webhooks: dict[str, dict[str, Any]] = Field(

@@ -165,7 +165,7 @@ class _Url:
         return options[name].lower() == "yes"
 
     def _connections(self, options: Mapping[str, str]) -> int:
-        value = options.get("connections", "10")
+        value = options.get("connections", "20")
         if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= CONNECTIONS_MAX):
             raise self._wrong(f"has a wrong connections; allowed are 1 to {CONNECTIONS_MAX:,}")
         return int(value)

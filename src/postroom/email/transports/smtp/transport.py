@@ -22,7 +22,7 @@ class SmtpTransport:
         connections: How many connections may stand at once.
     """
 
-    def __init__(self, server: SmtpServer, *, connections: int = 10) -> None:
+    def __init__(self, server: SmtpServer, *, connections: int = 20) -> None:
         self.name = server.name
         self._pool = ConnectionPool(server, connections_max=connections)
 
