@@ -157,6 +157,36 @@ async def test_a_transport_that_is_down_costs_no_attempt(sql: Session, queue: Qu
     assert [lease.id for lease in await worker.claim()] == [row_id]
 
 
+async def test_a_mail_that_is_out_is_settled_whatever_an_old_caller_wrote_meanwhile(
+    sql: Session, queue: Queue
+) -> None:
+    """Also where it has written no status at all."""
+    row_id = await sql.insert(queue)
+    worker = await sql.worker(queue)
+    lease = await worker.take_one()
+    await sql.execute(f"UPDATE {queue.table} SET status = NULL WHERE id = $1", row_id)
+    assert await worker.settle("done", lease) == [row_id]
+    assert (await sql.row(row_id, queue))["status"] == queue.done
+
+
+async def test_a_row_from_the_future_that_is_put_back_is_due_now(sql: Session, queue: Queue) -> None:
+    """A created_at that an old caller made up delays nothing."""
+    row_id = await sql.insert(queue, created_at=await sql.now() + timedelta(days=1))
+    worker = await sql.worker(queue)
+    await worker.settle("transport_down", await worker.take_one())
+    assert (await sql.row(row_id, queue))["due_at"] <= await sql.now()
+
+
+async def test_counts_that_are_full_keep_no_row_from_being_settled(sql: Session, queue: Queue) -> None:
+    """They stay full."""
+    full = 2**31 - 1
+    row_id = await sql.insert(queue, attempts=full, error_count=full)
+    worker = await sql.worker(queue)
+    assert await worker.settle("temporary", await worker.take_one()) == [row_id]
+    row = await sql.row(row_id, queue)
+    assert (row["status"], row["attempts"], row["error_count"]) == ("dead_letter", full, full)
+
+
 async def test_what_a_draining_worker_gives_back_is_as_it_was(sql: Session, queue: Queue) -> None:
     """Released: nothing counted, no error, due at once."""
     row_id = await sql.insert(queue)

@@ -46,7 +46,7 @@ AS $$
         -- Jitter only on top: never earlier than the schedule says, never than the other side asks.
         CASE WHEN fact.ended AND p_verdict <> 'done' AND fate.reason IS NULL THEN
             GREATEST(
-                postroom.retry_delay(p_queue, COALESCE(p_attempts, 0) + 1) * (1 + 0.1 * random()),
+                postroom.retry_delay(p_queue, LEAST(COALESCE(p_attempts, 0), 2147483646) + 1) * (1 + 0.1 * random()),
                 make_interval(secs => CASE WHEN p_retry_after > 86400 THEN 86400 ELSE p_retry_after END)
             )
         END,
@@ -77,7 +77,7 @@ AS $$
             WHEN p_verdict = 'permanent' THEN 'permanent'
             WHEN p_verdict = 'crashed' AND COALESCE(p_crashes, 0) + 1 >= 3 THEN 'poison'
             WHEN p_verdict IN ('uncertain', 'crashed') AND fact.parks THEN 'uncertain'
-            WHEN COALESCE(p_attempts, 0) + 1 >= COALESCE(p_max_attempts, 6) THEN 'exhausted'
+            WHEN LEAST(COALESCE(p_attempts, 0), 2147483646) + 1 >= COALESCE(p_max_attempts, 6) THEN 'exhausted'
         END AS reason
     ) AS fate;
 $$;

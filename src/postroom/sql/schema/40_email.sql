@@ -304,7 +304,9 @@ BEGIN
         RETURN QUERY
         UPDATE public.email_queue
         SET status = 'pending',
-            due_at = COALESCE(turn.due_at, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()),
+            due_at = COALESCE(
+                turn.due_at, email_queue.next_retry_at, LEAST(email_queue.created_at, clock_timestamp())
+            ),
             next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
             waits_for = turn.waits_for,
             -- Without a time of its own it waits for the global limit, in its old place.
@@ -517,8 +519,8 @@ BEGIN
     ) = (
         SELECT
             state.status,
-            COALESCE(email_queue.attempts, 0) + state.counted,
-            COALESCE(email_queue.error_count, 0) + state.failed,
+            LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + state.counted,
+            LEAST(COALESCE(email_queue.error_count, 0), 2147483646) + state.failed,
             email_queue.crashes + state.crashed,
             COALESCE(state.error, email_queue.last_error),
             state.dead_reason,
@@ -526,7 +528,8 @@ BEGIN
             COALESCE(state.waits_for, CASE WHEN outcome.verdict = 'released' THEN email_queue.waits_for END),
             CASE WHEN outcome.verdict IN ('released', 'transport_down') THEN email_queue.planned_under END,
             CASE WHEN state.status = 'pending' THEN COALESCE(
-                clock_timestamp() + state.wait, email_queue.next_retry_at, email_queue.created_at, clock_timestamp()
+                clock_timestamp() + state.wait, email_queue.next_retry_at,
+                LEAST(email_queue.created_at, clock_timestamp())
             ) END,
             CASE WHEN state.wait IS NULL THEN email_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
             CASE WHEN state.status = 'sent' THEN clock_timestamp() ELSE email_queue.sent_at END,
@@ -544,7 +547,7 @@ BEGIN
     WHERE email_queue.id = outcome.id
         AND email_queue.lease_no = outcome.lease_no
         AND (
-            (outcome.verdict = 'done' AND email_queue.status <> 'sent')
+            (outcome.verdict = 'done' AND email_queue.status IS DISTINCT FROM 'sent')
             OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
         )
     RETURNING

@@ -306,8 +306,8 @@ BEGIN
     ) = (
         SELECT
             state.status,
-            COALESCE(webhook_retry_queue.attempts, 0) + state.counted,
-            COALESCE(webhook_retry_queue.error_count, 0) + state.failed,
+            LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + state.counted,
+            LEAST(COALESCE(webhook_retry_queue.error_count, 0), 2147483646) + state.failed,
             webhook_retry_queue.crashes + state.crashed,
             COALESCE(state.error, webhook_retry_queue.last_error),
             CASE WHEN state.error IS NULL THEN webhook_retry_queue.last_error_at ELSE clock_timestamp() END,

@@ -95,7 +95,7 @@ SET search_path = ''
 AS $$
     UPDATE public.email_queue
     SET status = 'sent',
-        attempts = COALESCE(email_queue.attempts, 0) + 1,
+        attempts = LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + 1,
         sent_at = clock_timestamp(),
         due_at = NULL,
         lease_no = email_queue.lease_no + 1,
@@ -167,7 +167,7 @@ SET search_path = ''
 AS $$
     UPDATE public.webhook_retry_queue
     SET status = 'processed',
-        attempts = COALESCE(webhook_retry_queue.attempts, 0) + 1,
+        attempts = LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + 1,
         processed_at = clock_timestamp(),
         due_at = NULL,
         lease_no = webhook_retry_queue.lease_no + 1,
@@ -290,7 +290,9 @@ AS $$
     WHERE rate_limit_counters.key = ANY (ARRAY(
         SELECT ended.key
         FROM public.rate_limit_counters AS ended
-        WHERE ended.window_end < clock_timestamp() AND ended.planned <= ended.taken_total
+        WHERE ended.window_end < clock_timestamp()
+            -- A line in which nobody has moved for an hour was discarded.
+            AND (ended.planned <= ended.taken_total OR ended.window_end < clock_timestamp() - interval '1 hour')
         FOR UPDATE SKIP LOCKED
     ));
 $$;
