@@ -40,10 +40,11 @@ GRANT USAGE ON SCHEMA auth TO PUBLIC;
 GRANT SELECT ON auth.users TO PUBLIC;
 """
 
+# The policy first: a grant and then a table's lock, in one transaction, can deadlock with autovacuum.
 OWN_ROLES = """
+CREATE POLICY "shop reads spring" ON email_queue FOR SELECT TO {shop} USING (campaign = 'spring');
 GRANT SELECT, INSERT ON email_queue TO {shop};
 GRANT INSERT ON email_queue TO {reports};
-CREATE POLICY "shop reads spring" ON email_queue FOR SELECT TO {shop} USING (campaign = 'spring');
 """
 
 
@@ -80,14 +81,14 @@ class Project:
         """One statement, on a connection of its own."""
         with self.connect(user) as connection:
             cursor = connection.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
     def as_role(self, role: str, statement: str) -> list[dict[str, Any]]:
         """One statement as a role that may not log in."""
         with self.connect("postgres") as connection:
             connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
             cursor = connection.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
     def rows(self, table: str, columns: list[str]) -> dict[str, str]:
         """Each row's text, of those columns: equal texts are equal bytes."""

@@ -7,6 +7,43 @@ DO $$
 DECLARE
     v_problem text;
 BEGIN
+    SELECT string_agg(missing.what, '; ' ORDER BY missing.what)
+    INTO v_problem
+    FROM (
+        SELECT format('%s may not create schema postroom: GRANT CREATE ON DATABASE %I TO %I',
+            current_user, current_database(), current_user) AS what
+        WHERE to_regnamespace('postroom') IS NULL AND NOT has_database_privilege(current_database(), 'CREATE')
+        UNION ALL
+        SELECT format('%s may not create in schema public: GRANT CREATE ON SCHEMA public TO %I', current_user, current_user)
+        WHERE NOT has_schema_privilege('public', 'CREATE')
+        UNION ALL
+        SELECT format('%s is not the owner of table %s: that is %s',
+            current_user, class.oid::pg_catalog.regclass, class.relowner::pg_catalog.regrole)
+        FROM pg_catalog.pg_class AS class
+        WHERE class.relnamespace = 'public'::pg_catalog.regnamespace
+            AND class.relname IN ('email_queue', 'webhook_retry_queue', 'rate_limit_counters')
+            AND NOT pg_has_role(class.relowner, 'USAGE')
+        UNION ALL
+        SELECT format('%s is not the owner of function %s: that is %s',
+            current_user, proc.oid::pg_catalog.regprocedure, proc.proowner::pg_catalog.regrole)
+        FROM pg_catalog.pg_proc AS proc
+        WHERE proc.pronamespace = 'public'::pg_catalog.regnamespace
+            AND proc.proname IN (
+                'calculate_email_retry_time', 'calculate_webhook_retry_time',
+                'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
+                'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
+                'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+            )
+            AND NOT pg_has_role(proc.proowner, 'USAGE')
+    ) AS missing;
+
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = v_problem,
+            HINT = 'Migrate as the owner of the tables, or have it changed. Nothing was changed.';
+    END IF;
+
     SELECT string_agg(
         format('%s depends on function %s', dependent.name, dependent.function_name),
         '; ' ORDER BY dependent.name, dependent.function_name
@@ -40,37 +77,53 @@ BEGIN
             HINT = 'Drop or change what is named, then migrate again. Nothing was changed.';
     END IF;
 
-    SELECT string_agg(format('%I.%I is %s, not %s', wrong.table_name, wrong.column_name, wrong.found, wrong.wanted), '; ')
+    SELECT string_agg(
+        format('%I.%I is %s, not %s', wrong.table_name, wrong.column_name, wrong.found, wrong.wanted),
+        '; ' ORDER BY wrong.table_name, wrong.column_name
+    )
     INTO v_problem
     FROM (
         SELECT
             expected.table_name,
-            expected.column_name,
+            listed.column_name,
             expected.wanted,
             COALESCE(pg_catalog.format_type(attribute.atttypid, NULL), 'missing') AS found
         FROM (VALUES
-            ('email_queue', 'id', 'uuid'),
-            ('email_queue', 'to_email', 'text'),
-            ('email_queue', 'subject', 'text'),
-            ('email_queue', 'html', 'text'),
-            ('webhook_retry_queue', 'id', 'uuid'),
-            ('webhook_retry_queue', 'webhook_type', 'text'),
-            ('webhook_retry_queue', 'payload', 'jsonb'),
-            ('rate_limit_counters', 'key', 'text')
-        ) AS expected (table_name, column_name, wanted)
+            ('email_queue', 'uuid', true, '{id}'::text[]),
+            ('email_queue', 'text', true, '{to_email,subject,html}'),
+            ('email_queue', 'text', false, '{from_email,reply_to,status,last_error,email_type,text,idempotency_key}'),
+            ('email_queue', 'integer', false, '{attempts,max_attempts,error_count,priority}'),
+            ('email_queue', 'jsonb', false, '{metadata,headers}'),
+            ('email_queue', 'timestamp with time zone', false,
+                '{next_retry_at,created_at,updated_at,sent_at,failed_at}'),
+            ('webhook_retry_queue', 'uuid', true, '{id}'),
+            ('webhook_retry_queue', 'text', true, '{webhook_type}'),
+            ('webhook_retry_queue', 'text', false, '{webhook_event_id,status,last_error}'),
+            ('webhook_retry_queue', 'integer', false, '{attempts,max_attempts,error_count,priority}'),
+            ('webhook_retry_queue', 'jsonb', true, '{payload}'),
+            ('webhook_retry_queue', 'jsonb', false, '{metadata,headers}'),
+            ('webhook_retry_queue', 'timestamp with time zone', false,
+                '{next_retry_at,last_error_at,created_at,updated_at,processed_at,failed_at}'),
+            ('rate_limit_counters', 'text', true, '{key}'),
+            ('rate_limit_counters', 'integer', false, '{count}'),
+            ('rate_limit_counters', 'timestamp with time zone', false, '{window_start,window_end,updated_at}')
+        ) AS expected (table_name, wanted, required, columns)
+        CROSS JOIN LATERAL unnest(expected.columns) AS listed (column_name)
         LEFT JOIN pg_catalog.pg_attribute AS attribute
             ON attribute.attrelid = pg_catalog.to_regclass('public.' || expected.table_name)
-            AND attribute.attname = expected.column_name
+            AND attribute.attname = listed.column_name
             AND NOT attribute.attisdropped
         WHERE pg_catalog.to_regclass('public.' || expected.table_name) IS NOT NULL
+            AND (expected.required OR attribute.attnum IS NOT NULL)
     ) AS wrong
-    WHERE wrong.found NOT IN (wrong.wanted, 'character varying');
+    WHERE wrong.found <> wrong.wanted;
 
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'datatype_mismatch',
             MESSAGE = v_problem,
-            HINT = 'postroom never retypes a column. Change it, then migrate again. Nothing was changed.';
+            HINT = 'postroom never retypes a column: ALTER TABLE ... ALTER COLUMN ... TYPE (varchar to text rewrites no row), '
+                'then migrate again. Nothing was changed.';
     END IF;
 END;
 $$;
