@@ -40,7 +40,7 @@ class Rounds:
     start_s: list[float] = field(default_factory=list)
 
 
-def run(*, count: int = 3_000, rounds: int = 3, tuning_count: int = 1_000, with_peer: bool = True) -> Result:
+def run(*, count: int = 10_000, rounds: int = 3, tuning_count: int = 1_000, with_peer: bool = True) -> Result:
     """
     Measure in turns, so that whatever else the machine does hits all alike.
 
