@@ -45,6 +45,9 @@ BUFFER_PER_ATTEMPT = 4
 UNSETTLED_MAX = 2_000
 """Outcomes that may wait for the database; beyond, nothing new is attempted."""
 
+REFUSED_STARTS_MAX = 3
+"""A pass ends with the error when so many starts, one after the other, were refused by the database."""
+
 _log = log.get_logger()
 
 
@@ -154,6 +157,7 @@ class Engine(Generic[T]):
 
         Raises:
             DatabaseUnavailable: The database is away; what was begun is settled when it is back.
+            asyncpg.PostgresError: It refuses what the engine writes.
         """
         await self._register(patient=False)
         before = None if until_nothing_due else await self._database.fetchval("SELECT clock_timestamp()")
@@ -166,6 +170,8 @@ class Engine(Generic[T]):
                 if self.work.paused_s() > 0:
                     await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
                     break
+                if self._starts.refusal is not None and self._starts.refusals >= REFUSED_STARTS_MAX:
+                    raise self._starts.refusal
                 if claims := await self._claim(self._space(), before):
                     await self._put(claims)
                     await self._wait_for_room()

@@ -25,6 +25,9 @@ CPU time of worker and PostgreSQL from 0.64 to 0.44 ms a mail.
 LEASE_LEFT_MIN_S = 0.2
 """A row whose lease ends sooner is not begun: another worker may be about to take it."""
 
+AGAIN_S_MIN, AGAIN_S_MAX = 0.1, 5.0
+"""The wait before the next start, where the database answers and refuses them."""
+
 _log = log.get_logger()
 
 
@@ -43,6 +46,9 @@ class Starts(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self.begun: dict[UUID, Claim[T]] = {}
         self.statements = 0
+        # What refused the last start, and how many there were since one went through.
+        self.refusal: Exception | None = None
+        self.refusals = 0
 
     async def begin(self, claim: Claim[T]) -> None:
         """
@@ -85,7 +91,10 @@ class Starts(Generic[T]):
             for _, future in batch:
                 if not future.done():
                     future.set_exception(NotStarted(reason, held=True))
+            if not isinstance(error, DatabaseUnavailable):
+                await self._rest_after(error)
             return
+        self.refusal, self.refusals = None, 0
         for claim, future in batch:
             answer = answers.get(claim.id) or Begun(claim.id, "late")
             if answer.state == "begun":
@@ -101,6 +110,12 @@ class Starts(Generic[T]):
                 self._work.report_put_back(claim, answer)
                 if not future.done():
                     future.set_exception(_not_started(answer))
+
+    async def _rest_after(self, refusal: Exception) -> None:
+        # The rows are given back, and are due: without a rest they would go round and round.
+        again_s = min(AGAIN_S_MIN * 2**self.refusals, AGAIN_S_MAX)
+        self.refusal, self.refusals = refusal, self.refusals + 1
+        await asyncio.sleep(again_s)
 
 
 def _not_started(answer: Begun) -> NotStarted:

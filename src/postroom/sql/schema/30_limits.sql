@@ -124,8 +124,11 @@ BEGIN
         ) AS book;
         EXIT WHEN v_found = cardinality(v_keys);
 
-        INSERT INTO public.rate_limit_counters AS counter (key, count, taken_at, taken)
-        SELECT missing.key, 0, '{}', '{}'
+        -- A hand-made table may want its window NOT NULL: that of an empty book has ended.
+        INSERT INTO public.rate_limit_counters AS counter (
+            key, count, window_start, window_end, updated_at, taken_at, taken
+        )
+        SELECT missing.key, 0, clock_timestamp(), clock_timestamp(), clock_timestamp(), '{}', '{}'
         FROM unnest(v_keys) AS missing (key)
         ORDER BY missing.key
         ON CONFLICT (key) DO UPDATE
