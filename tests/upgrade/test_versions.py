@@ -6,13 +6,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import asyncpg
 import psycopg
 import pytest
 
-from postroom.database.migrate import MigrationFailed, export, migrate, pending
+from postroom.database import migrate as migrate_module
+from postroom.database.migrate import (
+    MigrationFailed,
+    export,
+    migrate,
+    pending,
+    require_schema,
+    schema_parts,
+)
 from postroom.errors import SchemaError
+from postroom.version import is_newer
 from tests.support.postgres import PostgresServer, running_server
 from tests.upgrade.conftest import Project, handmade_project
 from tests.upgrade.test_interrupted import end_state
@@ -67,6 +79,77 @@ def test_an_older_program_refuses_a_newer_breaking_schema_and_no_other(project: 
         assert len(lines) == 1, done.stderr
         assert "newer postroom (to 9999 retypes)" in lines[0]
         assert "upgrade this program" in lines[0]
+
+
+@contextmanager
+def release(version: str, note: str) -> Iterator[None]:
+    """Another release of the program, with the same migrations and another text in one function."""
+    parts = schema_parts()
+    parts["20_queue.sql"] += f"""
+CREATE OR REPLACE FUNCTION postroom.note() RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT '{note}' $$;
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate_module, "VERSION", version)
+        patch.setattr(migrate_module, "schema_parts", lambda: dict(parts))
+        yield
+
+
+def functions_of(url: str) -> tuple[object, ...] | None:
+    """Whose functions a database has: by the text of one, and by what is recorded."""
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "SELECT postroom.note(), program FROM postroom.repeatables WHERE name = 'functions'"
+        ).fetchone()
+
+
+@pytest.mark.parametrize("by", ["migrate", "exported files"])
+async def test_an_older_release_leaves_the_functions_of_a_newer_one(
+    empty_database_url: str, tmp_path: Path, by: str
+) -> None:
+    """A rolling deploy: both releases start and migrate, in any order; the newer functions stay."""
+    with release("0.9.1", "old"):
+        await migrate(empty_database_url)
+        assert functions_of(empty_database_url) == ("old", "0.9.1")
+    with release("0.10.0", "new"):
+        assert (await pending(empty_database_url)).steps == ["functions"]
+        if by == "migrate":
+            await migrate(empty_database_url)
+        else:
+            with psycopg.connect(empty_database_url, autocommit=True) as connection:
+                for path in export(tmp_path):
+                    if path.stem.endswith(("_functions", "_callers", "_access")):
+                        with connection.transaction():
+                            connection.execute(path.read_bytes())
+        assert not await pending(empty_database_url)
+    with release("0.9.1", "old"):
+        assert not await pending(empty_database_url)
+        await migrate(empty_database_url)
+        assert functions_of(empty_database_url) == ("new", "0.10.0")
+        asker = await asyncpg.connect(empty_database_url)
+        await require_schema(asker)
+        await asker.close()
+    with release("0.10.0", "other build"):
+        await migrate(empty_database_url)
+        assert functions_of(empty_database_url) == ("other build", "0.10.0")
+
+
+def test_versions_are_in_the_order_of_their_releases() -> None:
+    """By number, not by letter; what leads to a release comes before it."""
+    releases = [
+        "0.1.0",
+        "0.2.0.dev3",
+        "0.2.0a1",
+        "0.2.0rc1",
+        "0.2.0",
+        "0.2.0.post1",
+        "0.9.1",
+        "0.10.0",
+        "1.0",
+    ]
+    for older, newer in pairwise(releases):
+        assert is_newer(newer, older)
+        assert not is_newer(older, newer)
+    assert not is_newer("1.0.0", "1.0")
 
 
 async def test_exported_files_make_the_same_as_migrate(

@@ -31,6 +31,8 @@ CREATE TABLE postroom.repeatables (
     name       text PRIMARY KEY,
     version    integer NOT NULL,
     digest     text NOT NULL,
+    -- The release of postroom that applied it: an older one leaves it as it is.
+    program    text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
