@@ -28,6 +28,7 @@ from postroom.version import is_newer
 from tests.support.postgres import PostgresServer, running_server
 from tests.upgrade.conftest import Project, handmade_project
 from tests.upgrade.test_interrupted import end_state
+from tests.upgrade.test_upgrade import catalog
 
 SEND = ["send", "--to", "ada@example.com", "--subject", "Hi", "--html", "<p>Hi</p>"]
 
@@ -152,6 +153,18 @@ def test_versions_are_in_the_order_of_their_releases() -> None:
     assert not is_newer("1.0.0", "1.0")
 
 
+def apply_by_psql(url: str, file: Path) -> None:
+    """Run a file in one transaction; the first error ends it."""
+    done = subprocess.run(
+        ["psql", "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", file, url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 async def test_exported_files_make_the_same_as_migrate(
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
@@ -161,14 +174,14 @@ async def test_exported_files_make_the_same_as_migrate(
     assert files == written
     with handmade_project(postgres_server) as whole, handmade_project(postgres_server) as pushed:
         await migrate(whole.url)
-        with pushed.connect() as connection:
-            for file in files:
-                with connection.transaction():
-                    connection.execute(file.read_text().encode())
+        for file in files:
+            apply_by_psql(pushed.url, file)
         assert not await pending(pushed.url)
+        done = catalog(pushed)
         lines: list[str] = []
         await migrate(pushed.url, report=lines.append)
         assert len(lines) == 1
+        assert catalog(pushed) == done
         assert end_state(pushed) == end_state(whole)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             pushed.as_role("anon", "SELECT enqueue_email('a@example.com', 's', 'h')")
