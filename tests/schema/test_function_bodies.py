@@ -108,7 +108,7 @@ async def test_functions_in_sql_hold_on_postgresql_15(debian15_url: str) -> None
         connection.execute(MAKE_AGAIN)
 
 
-DEFINER_WITH_A_REASON = {"postroom.wake_on_insert()"}
+DEFINER_WITH_A_REASON = {"postroom.wake_on_insert()", "postroom.forget_request()"}
 """Functions with their owner's rights; docs/decisions say why."""
 
 

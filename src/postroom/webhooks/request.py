@@ -87,11 +87,15 @@ class WebhookRequest:
     body: bytes = field(repr=False)
 
     @cached_property
+    def body_json(self) -> Any:
+        """The body as JSON; None where it is none."""
+        return parse_json(self.body)
+
+    @cached_property
     def json(self) -> Any:
         """The body as JSON, or the field `payload` of a form; None where there is none."""
-        parsed = parse_json(self.body)
-        if parsed is not None:
-            return parsed
+        if self.body_json is not None:
+            return self.body_json
         payload = dict(self.form).get("payload")
         return None if payload is None else parse_json(payload.encode("utf-8", "surrogateescape"))
 

@@ -54,6 +54,17 @@ ALTER TABLE public.webhook_retry_queue
     ADD COLUMN IF NOT EXISTS waits_for        text,
     ADD COLUMN IF NOT EXISTS crashes          integer NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS dead_reason      text,
+    -- The provider's type, such as checkout.session.completed.
+    ADD COLUMN IF NOT EXISTS event_type       text,
+    -- The handlers that are done: a retry runs only the others.
+    ADD COLUMN IF NOT EXISTS handlers_done    text[] NOT NULL DEFAULT '{}',
+    -- Those that want it never again (410 Gone, or a permanent failure).
+    ADD COLUMN IF NOT EXISTS handlers_stopped text[] NOT NULL DEFAULT '{}',
+    -- Events of one lane are handled one after the other, in the order of lane_place.
+    ADD COLUMN IF NOT EXISTS lane             text,
+    ADD COLUMN IF NOT EXISTS lane_place       numeric,
+    -- Whether a dead letter holds those behind it.
+    ADD COLUMN IF NOT EXISTS lane_holds       boolean NOT NULL DEFAULT false,
     ADD COLUMN IF NOT EXISTS attempt_log      jsonb;
 
 ALTER TABLE public.webhook_retry_queue ALTER COLUMN max_attempts SET DEFAULT 6;

@@ -29,3 +29,8 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS postroom_webhook_due
 CREATE INDEX CONCURRENTLY IF NOT EXISTS postroom_webhook_dead_letter
     ON public.webhook_retry_queue (failed_at)
     WHERE status = 'dead_letter';
+
+-- The claim of an event in a lane: whether one stands before it.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS postroom_webhook_lane
+    ON public.webhook_retry_queue (webhook_type, lane, lane_place, id)
+    WHERE lane IS NOT NULL AND status IN ('pending', 'processing', 'dead_letter');

@@ -1,10 +1,12 @@
--- The webhook queue: claim, begin, settle. It mirrors the e-mail queue; it has no limits.
+-- The webhook queue: store, claim, begin, finish a handler, settle. It mirrors the e-mail queue; it has no limits.
 
--- claim_webhooks: lease up to p_limit due events to one worker, what has been due longest first.
+-- claim_webhooks: lease up to p_limit due events to one worker, what has been due longest first. p_not_of are
+-- sources whose handlers this worker has not: another one does.
 CREATE OR REPLACE FUNCTION postroom.claim_webhooks(
     p_worker uuid,
     p_limit  integer,
-    p_before timestamptz DEFAULT NULL
+    p_before timestamptz DEFAULT NULL,
+    p_not_of text[] DEFAULT '{}'
 )
 RETURNS SETOF postroom.claimed_webhook
 LANGUAGE plpgsql
@@ -13,7 +15,7 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     v_lease interval := postroom.lease_length();
-    v_ids   uuid[] := postroom.lease_webhooks(p_worker, p_limit, v_lease, p_before);
+    v_ids   uuid[] := postroom.lease_webhooks(p_worker, p_limit, v_lease, p_before, p_not_of);
 BEGIN
     IF v_ids IS NULL THEN
         RETURN;
@@ -22,17 +24,41 @@ BEGIN
     RETURN QUERY
     SELECT
         webhook.id, webhook.lease_no, extract(EPOCH FROM v_lease)::double precision,
-        webhook.webhook_type, webhook.webhook_event_id, webhook.payload, webhook.headers,
-        webhook.created_at, COALESCE(webhook.attempts, 0), COALESCE(webhook.max_attempts, 6), webhook.metadata
+        webhook.webhook_type, webhook.webhook_event_id, webhook.event_type, webhook.payload, webhook.headers,
+        webhook.created_at, COALESCE(webhook.attempts, 0), COALESCE(webhook.max_attempts, 6), webhook.metadata,
+        webhook.handlers_done, webhook.handlers_stopped,
+        request.method, request.target, request.headers, request.body
     FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
     JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
+    LEFT JOIN postroom.webhook_requests AS request ON request.id = claimed.id
     ORDER BY claimed.place;
+END;
+$$;
+
+-- stands_behind: whether an event of a lane must wait for one before it: a live one, or a dead letter that holds.
+CREATE OR REPLACE FUNCTION postroom.stands_behind(p_source text, p_lane text, p_place numeric, p_id uuid)
+RETURNS boolean
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT 1
+        FROM public.webhook_retry_queue AS before
+        WHERE before.webhook_type = p_source
+            AND before.lane = p_lane
+            AND before.status IN ('pending', 'processing', 'dead_letter')
+            AND (before.status <> 'dead_letter' OR before.lane_holds)
+            AND (before.lane_place, before.id) < (p_place, p_id)
+    );
 END;
 $$;
 
 -- lock_due_webhooks: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
 CREATE OR REPLACE FUNCTION postroom.lock_due_webhooks(
-    p_priority integer, p_limit integer, p_before timestamptz
+    p_priority integer, p_limit integer, p_before timestamptz, p_not_of text[]
 )
 RETURNS TABLE (id uuid, crashed boolean)
 LANGUAGE plpgsql
@@ -53,6 +79,8 @@ BEGIN
             <= (SELECT LEAST(clock_timestamp(), p_before))
         -- Claimed before postroom came: the end of that lease is written elsewhere.
         AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('webhook', due.id))
+        AND due.webhook_type <> ALL (p_not_of)
+        AND (due.lane IS NULL OR NOT postroom.stands_behind(due.webhook_type, due.lane, due.lane_place, due.id))
         AND NOT EXISTS (
             SELECT 1
             FROM postroom.refused_rows AS refused
@@ -68,7 +96,7 @@ $$;
 
 -- lease_webhooks: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
 CREATE OR REPLACE FUNCTION postroom.lease_webhooks(
-    p_worker uuid, p_limit integer, p_lease interval, p_before timestamptz
+    p_worker uuid, p_limit integer, p_lease interval, p_before timestamptz, p_not_of text[]
 )
 RETURNS uuid[]
 LANGUAGE plpgsql
@@ -97,7 +125,9 @@ BEGIN
             array_agg(due.id) FILTER (WHERE NOT due.crashed),
             array_agg(due.id) FILTER (WHERE due.crashed)
         INTO v_due, v_crashed
-        FROM postroom.lock_due_webhooks(v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before) AS due;
+        FROM postroom.lock_due_webhooks(
+            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, p_not_of
+        ) AS due;
 
         IF v_crashed IS NOT NULL THEN
             PERFORM postroom.settle_crashed_webhooks(v_crashed);
@@ -142,8 +172,8 @@ BEGIN
 END;
 $$;
 
--- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all.
-CREATE OR REPLACE FUNCTION postroom.webhook_wait_s()
+-- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all. p_not_of as for a claim.
+CREATE OR REPLACE FUNCTION postroom.webhook_wait_s(p_not_of text[] DEFAULT '{}')
 RETURNS double precision
 LANGUAGE plpgsql
 SET search_path = ''
@@ -170,6 +200,8 @@ BEGIN
         WHERE live.status IN ('pending', 'processing')
             AND live.priority = v_priority
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
+            AND live.webhook_type <> ALL (p_not_of)
+            AND (live.lane IS NULL OR NOT postroom.stands_behind(live.webhook_type, live.lane, live.lane_place, live.id))
             AND NOT EXISTS (
                 SELECT 1
                 FROM postroom.refused_rows AS refused
@@ -302,7 +334,7 @@ BEGIN
     UPDATE public.webhook_retry_queue
     SET (
         status, attempts, error_count, crashes, last_error, last_error_at, dead_reason, waits_for,
-        due_at, next_retry_at, processed_at, failed_at, attempt_log, leased_by, updated_at
+        due_at, next_retry_at, processed_at, failed_at, attempt_log, metadata, leased_by, updated_at
     ) = (
         SELECT
             state.status,
@@ -321,10 +353,17 @@ BEGIN
             CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
             CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE webhook_retry_queue.failed_at END,
             postroom.log_attempt(webhook_retry_queue.attempt_log, outcome.entry),
+            CASE
+                WHEN outcome.verdict <> 'unhandled' THEN webhook_retry_queue.metadata
+                WHEN jsonb_typeof(webhook_retry_queue.metadata) = 'object'
+                    THEN webhook_retry_queue.metadata || '{"unhandled": true}'
+                ELSE '{"unhandled": true}'
+            END,
             NULL::uuid,
             clock_timestamp()
         FROM postroom.next_state(
-            'webhook', outcome.verdict, outcome.reply, outcome.retry_after,
+            'webhook', CASE outcome.verdict WHEN 'unhandled' THEN 'done' ELSE outcome.verdict END,
+            outcome.reply, outcome.retry_after,
             webhook_retry_queue.attempts, webhook_retry_queue.max_attempts, webhook_retry_queue.crashes
         ) AS state
     )
@@ -333,7 +372,7 @@ BEGIN
     WHERE webhook_retry_queue.id = outcome.id
         AND webhook_retry_queue.lease_no = outcome.lease_no
         AND (
-            (outcome.verdict = 'done' AND webhook_retry_queue.status IS DISTINCT FROM 'processed')
+            (outcome.verdict IN ('done', 'unhandled') AND webhook_retry_queue.status IS DISTINCT FROM 'processed')
             OR (
                 webhook_retry_queue.status = 'processing'
                 AND webhook_retry_queue.leased_by IS NOT DISTINCT FROM p_worker
@@ -376,7 +415,7 @@ BEGIN
     RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
-        waits_for = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
+        waits_for = NULL, dead_reason = NULL, failed_at = NULL, handlers_stopped = '{}', updated_at = clock_timestamp()
     WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
     RETURNING webhook_retry_queue.id;
     PERFORM postroom.wake('webhook');
@@ -393,4 +432,213 @@ AS $$
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
     WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
     RETURNING webhook_retry_queue.id;
+$$;
+
+-- settle_refused_webhooks: tries again to write the outcomes that a row's own trigger refused.
+-- Returns how many are written now.
+CREATE OR REPLACE FUNCTION postroom.settle_refused_webhooks()
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_row   record;
+    v_count integer := 0;
+BEGIN
+    FOR v_row IN
+        SELECT refused.id, refused.lease_no, refused.verdict, refused.reply, webhook.leased_by, webhook.id AS found
+        FROM postroom.refused_rows AS refused
+        LEFT JOIN public.webhook_retry_queue AS webhook ON webhook.id = refused.id
+        WHERE refused.queue = 'webhook' AND refused.next_try_at <= clock_timestamp()
+        ORDER BY refused.id
+        LIMIT 100
+        FOR UPDATE OF refused SKIP LOCKED
+    LOOP
+        IF v_row.verdict IS NOT NULL AND v_row.found IS NOT NULL THEN
+            BEGIN
+                PERFORM postroom.write_webhook_outcomes(
+                    v_row.leased_by, ARRAY[v_row.id], ARRAY[v_row.lease_no], ARRAY[v_row.verdict],
+                    ARRAY[v_row.reply], ARRAY[NULL::double precision], ARRAY[NULL::jsonb]
+                );
+            EXCEPTION WHEN OTHERS OR assert_failure THEN
+                PERFORM postroom.set_aside('webhook', v_row.id, SQLERRM, NULL, NULL, NULL);
+                CONTINUE;
+            END;
+            v_count := v_count + 1;
+        END IF;
+        DELETE FROM postroom.refused_rows WHERE refused_rows.queue = 'webhook' AND refused_rows.id = v_row.id;
+    END LOOP;
+    RETURN v_count;
+END;
+$$;
+
+-- held_as_jsonb: a text as jsonb where jsonb can hold it, else {"_raw": true}.
+CREATE OR REPLACE FUNCTION postroom.held_as_jsonb(p_text text)
+RETURNS jsonb
+LANGUAGE plpgsql
+IMMUTABLE
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN COALESCE(p_text::jsonb, '{"_raw": true}'::jsonb);
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN '{"_raw": true}'::jsonb;
+END;
+$$;
+
+-- store_webhooks: keeps what has come, before it is answered: one row an event, the request beside it. Gives back
+-- the ids that are stored; the others were there before.
+--
+-- An event is known by its source and the provider's id for 30 days; one without an id is always new. The ids come
+-- from the caller, who can repeat a call whose answer was lost: what it stored the first time is given back again.
+--
+-- A payload that jsonb cannot hold (\u0000, a lone surrogate, a number of 200,000 digits) does not decide whether an
+-- event is stored: where one is refused, all are tried one by one.
+CREATE OR REPLACE FUNCTION postroom.store_webhooks(
+    p_ids         uuid[],
+    p_sources     text[],
+    p_event_ids   text[],
+    p_event_types text[],
+    p_payloads    text[],
+    p_headers     jsonb[],
+    p_methods     text[],
+    p_targets     text[],
+    p_raw_headers jsonb[],
+    p_bodies      bytea[],
+    p_lanes       text[],
+    p_lane_places numeric[],
+    p_lane_holds  boolean[]
+)
+RETURNS SETOF uuid
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_payloads jsonb[];
+    v_new      uuid[];
+BEGIN
+    BEGIN
+        v_payloads := p_payloads::jsonb[];
+    EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+        SELECT array_agg(postroom.held_as_jsonb(payload.content) ORDER BY payload.place)
+        INTO v_payloads
+        FROM unnest(p_payloads) WITH ORDINALITY AS payload (content, place);
+    END;
+
+    -- In the order of the keys, so that no two doors wait for each other.
+    WITH asked AS (
+        SELECT came.id, came.source, came.event_id, came.place
+        FROM unnest(p_ids, p_sources, p_event_ids) WITH ORDINALITY AS came (id, source, event_id, place)
+    ),
+    noted AS (
+        INSERT INTO postroom.seen_webhooks AS seen (source, event_id, id)
+        SELECT DISTINCT ON (asked.source, asked.event_id) asked.source, asked.event_id, asked.id
+        FROM asked
+        WHERE asked.event_id IS NOT NULL
+        ORDER BY asked.source, asked.event_id, asked.place
+        ON CONFLICT (source, event_id) DO UPDATE
+        SET id = EXCLUDED.id, seen_at = clock_timestamp()
+        WHERE seen.id = EXCLUDED.id OR seen.seen_at < clock_timestamp() - interval '30 days'
+        RETURNING seen.id
+    )
+    SELECT array_agg(fresh.id)
+    INTO v_new
+    FROM (
+        SELECT noted.id FROM noted
+        UNION ALL
+        SELECT asked.id FROM asked WHERE asked.event_id IS NULL
+    ) AS fresh;
+
+    INSERT INTO public.webhook_retry_queue (
+        id, webhook_type, webhook_event_id, event_type, payload, headers, lane, lane_place, lane_holds
+    )
+    SELECT
+        came.id, came.source, came.event_id, came.event_type, COALESCE(came.payload, '{"_raw": true}'), came.headers,
+        came.lane,
+        CASE WHEN came.lane IS NOT NULL THEN
+            COALESCE(came.lane_place, extract(EPOCH FROM clock_timestamp())::numeric)
+        END,
+        COALESCE(came.lane_holds, false)
+    FROM unnest(
+        p_ids, p_sources, p_event_ids, p_event_types, v_payloads, p_headers, p_lanes, p_lane_places, p_lane_holds
+    ) AS came (id, source, event_id, event_type, payload, headers, lane, lane_place, lane_holds)
+    WHERE came.id = ANY (v_new)
+    ON CONFLICT (id) DO NOTHING;
+
+    INSERT INTO postroom.webhook_requests (id, method, target, headers, body)
+    SELECT came.id, came.method, came.target, came.headers, came.body
+    FROM unnest(p_ids, p_methods, p_targets, p_raw_headers, p_bodies) AS came (id, method, target, headers, body)
+    WHERE came.id = ANY (v_new)
+    ON CONFLICT (id) DO NOTHING;
+
+    RETURN QUERY SELECT fresh.id FROM unnest(v_new) AS fresh (id);
+END;
+$$;
+
+-- forget_request: what was kept beside a row that is deleted goes with it, whoever deletes it.
+--
+-- SECURITY DEFINER, since whoever may delete an event has no right to schema postroom; it takes no argument.
+CREATE OR REPLACE FUNCTION postroom.forget_request()
+RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = ''
+AS $$
+BEGIN
+    DELETE FROM postroom.webhook_requests WHERE webhook_requests.id = OLD.id;
+    RETURN NULL;
+END;
+$$;
+
+CREATE OR REPLACE TRIGGER postroom_forget_request
+    AFTER DELETE ON public.webhook_retry_queue
+    FOR EACH ROW EXECUTE FUNCTION postroom.forget_request();
+
+-- finish_handler: writes down that a handler is done with an event (or has refused it for good), in the transaction
+-- of the handler's effect. Where the lease has passed on, or the handler is done already, it raises: the effect is
+-- undone with it. This is what makes a handler's writes happen exactly once.
+CREATE OR REPLACE FUNCTION postroom.finish_handler(
+    p_worker uuid, p_id uuid, p_lease_no bigint, p_handler text, p_stopped boolean DEFAULT false
+)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    UPDATE public.webhook_retry_queue
+    SET handlers_done = webhook_retry_queue.handlers_done || CASE WHEN NOT p_stopped THEN ARRAY[p_handler] END,
+        handlers_stopped = webhook_retry_queue.handlers_stopped || CASE WHEN p_stopped THEN ARRAY[p_handler] END,
+        updated_at = clock_timestamp()
+    WHERE webhook_retry_queue.id = p_id
+        AND webhook_retry_queue.lease_no = p_lease_no
+        AND webhook_retry_queue.leased_by = p_worker
+        AND p_handler <> ALL (webhook_retry_queue.handlers_done || webhook_retry_queue.handlers_stopped);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the lease of webhook % is lost', p_id USING ERRCODE = 'PR001';
+    END IF;
+END;
+$$;
+
+-- replay_webhooks: runs handlers again that have not been done; with p_handler also that one.
+CREATE OR REPLACE FUNCTION postroom.replay_webhooks(p_ids uuid[], p_handler text)
+RETURNS SETOF uuid
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE public.webhook_retry_queue
+    SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL, waits_for = NULL,
+        dead_reason = NULL, failed_at = NULL, processed_at = NULL, updated_at = clock_timestamp(),
+        handlers_stopped = '{}',
+        handlers_done = array_remove(webhook_retry_queue.handlers_done, p_handler),
+        metadata = CASE jsonb_typeof(webhook_retry_queue.metadata)
+            WHEN 'object' THEN webhook_retry_queue.metadata - 'unhandled' ELSE webhook_retry_queue.metadata
+        END
+    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status IN ('processed', 'dead_letter')
+    RETURNING webhook_retry_queue.id;
+    PERFORM postroom.wake('webhook');
+END;
 $$;

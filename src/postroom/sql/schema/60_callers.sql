@@ -151,7 +151,7 @@ AS $$
         webhook.id, webhook.webhook_type, webhook.webhook_event_id, webhook.payload, webhook.headers,
         webhook.attempts, webhook.max_attempts, webhook.metadata
     FROM unnest(
-        postroom.lease_webhooks(NULL, GREATEST(get_webhook_retry_batch.batch_size, 0), interval '15 minutes', NULL)
+        postroom.lease_webhooks(NULL, GREATEST(get_webhook_retry_batch.batch_size, 0), interval '15 minutes', NULL, '{}')
     ) WITH ORDINALITY AS claimed (id, place)
     JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
     ORDER BY claimed.place;

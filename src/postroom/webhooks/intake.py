@@ -1,0 +1,141 @@
+"""
+The line between the door and the database: what has been kept is answered, what was not is not.
+
+Concurrent requests share one insert. There is no timer: whatever waits when a writer is free goes next, so a single
+request waits for nobody, and a thousand at once cost a few commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+from uuid import UUID
+
+from postroom import log
+from postroom.errors import DatabaseUnavailable, PostroomError
+from postroom.webhooks.event import IncomingEvent
+
+LINE_EVENTS_MAX = 2_000
+LINE_BYTES_MAX = 64 * 1024 * 1024
+"""What may wait; beyond, the door answers 503 and the provider comes again."""
+
+BATCH_EVENTS_MAX = 200
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+
+WRITERS = 2
+"""Inserts at once: while one waits for its commit the next is gathered and sent."""
+
+_log = log.get_logger()
+
+
+class LineFull(PostroomError):
+    """Too much waits to be stored: answer 503."""
+
+
+class NotStored(PostroomError):
+    """The database refuses this event, such as by a trigger of the application's own: answer 503."""
+
+
+class Keeper(Protocol):
+    """What stores a batch; see WebhookStore.keep."""
+
+    async def keep(self, events: Sequence[IncomingEvent]) -> set[UUID]:
+        """Store a batch in one statement; returns the ids that are stored, without those seen before."""
+        ...
+
+
+class Intake:
+    """
+    Stores events in batches.
+
+    Args:
+        keeper: Where to.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._line: deque[tuple[IncomingEvent, asyncio.Future[bool]]] = deque()
+        self._held = 0
+        self._held_bytes = 0
+        self._writers: set[asyncio.Task[None]] = set()
+
+    async def keep(self, event: IncomingEvent) -> bool:
+        """
+        Return once the event is safe.
+
+        Returns:
+            Whether it is new; False for one that was stored before.
+
+        Raises:
+            LineFull: Too much waits.
+            DatabaseUnavailable: It is not known to be stored.
+            NotStored: The database refuses it.
+        """
+        if self._held >= LINE_EVENTS_MAX or (
+            self._held and self._held_bytes + event.size_bytes > LINE_BYTES_MAX
+        ):
+            raise LineFull(f"{self._held} events wait to be stored")
+        self._held += 1
+        self._held_bytes += event.size_bytes
+        try:
+            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._line.append((event, future))
+            if len(self._writers) < WRITERS:
+                writer = asyncio.create_task(self._write())
+                self._writers.add(writer)
+                writer.add_done_callback(self._writers.discard)
+            # A provider that hangs up takes nothing back: what is in the line is stored.
+            return await future
+        finally:
+            self._held -= 1
+            self._held_bytes -= event.size_bytes
+
+    async def close(self) -> None:
+        """Store what is in the line."""
+        while self._writers:
+            await asyncio.wait(self._writers)
+
+    async def _write(self) -> None:
+        while batch := self._next_batch():
+            await self._keep(batch)
+
+    def _next_batch(self) -> list[tuple[IncomingEvent, asyncio.Future[bool]]]:
+        batch: list[tuple[IncomingEvent, asyncio.Future[bool]]] = []
+        size_bytes = 0
+        while self._line and len(batch) < BATCH_EVENTS_MAX:
+            size_bytes += self._line[0][0].size_bytes
+            if batch and size_bytes > BATCH_BYTES_MAX:
+                break
+            batch.append(self._line.popleft())
+        return batch
+
+    async def _keep(self, batch: list[tuple[IncomingEvent, asyncio.Future[bool]]]) -> None:
+        try:
+            stored = await self._keeper.keep([event for event, _ in batch])
+        except DatabaseUnavailable as error:
+            _fail(batch, error)
+        except Exception as error:
+            # One that the database refuses must not take the others with it.
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._keep(batch[:middle])
+                await self._keep(batch[middle:])
+                return
+            event = batch[0][0]
+            _log.error(
+                "webhook.not_stored", id=str(event.id), source=event.source, error=type(error).__name__
+            )
+            _fail(batch, NotStored("the database refuses it"))
+        else:
+            for event, future in batch:
+                if not future.done():
+                    future.set_result(event.id in stored)
+
+
+def _fail(batch: list[tuple[IncomingEvent, asyncio.Future[bool]]], error: PostroomError) -> None:
+    for _, future in batch:
+        if not future.done():
+            # One for each: an exception gathers the traces of all who raise it.
+            future.set_exception(type(error)(*error.args))

@@ -1,0 +1,241 @@
+"""The webhook queue's SQL: every statement that the house says to webhook_retry_queue stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from postroom.database.connect import Database
+from postroom.database.connection import Connection
+from postroom.errors import NotStarted
+from postroom.queue.claim import Begun, Claim, Settled, Settlement
+from postroom.webhooks.event import Event, IncomingEvent, headers_list, headers_object
+
+REPLY_CHARS_MAX = 1_000
+"""What a handler said, as far as it is kept."""
+
+LEASE_LOST = "PR001"
+
+
+@dataclass(frozen=True)
+class ClaimedEvent:
+    """
+    An event that a worker holds.
+
+    Attributes:
+        done: The handlers that are done with it.
+        stopped: The handlers that want it never again.
+    """
+
+    event: Event
+    done: frozenset[str]
+    stopped: frozenset[str]
+
+
+class WebhookStore:
+    """
+    Stores, claims, begins and settles webhook events.
+
+    Args:
+        not_of: Sources whose events this worker leaves alone: another one has their handlers.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.not_of: tuple[str, ...] = ()
+
+    async def keep(self, events: Sequence[IncomingEvent]) -> set[UUID]:
+        """
+        Store what has come, in one statement.
+
+        Returns:
+            The ids that are stored; the others were there before. A call whose answer was lost can be
+            repeated: it gives the same again.
+
+        Raises:
+            DatabaseUnavailable: They are not known to be stored.
+        """
+        rows = await self._database.fetch(
+            """
+            SELECT id
+            FROM postroom.store_webhooks(
+                $1, $2, $3, $4, $5, $6::text[]::jsonb[], $7, $8, $9::text[]::jsonb[], $10, $11,
+                $12::text[]::numeric[], $13
+            ) AS id
+            """,
+            [event.id for event in events],
+            [event.source for event in events],
+            [event.event_id for event in events],
+            [event.event_type for event in events],
+            [event.payload_text() for event in events],
+            [headers_object(event.request.headers) for event in events],
+            [event.request.method for event in events],
+            [event.target for event in events],
+            [headers_list(event.request.headers) for event in events],
+            [event.request.body for event in events],
+            [event.lane for event in events],
+            [event.lane_place for event in events],
+            [event.lane_holds for event in events],
+        )
+        return {row["id"] for row in rows}
+
+    async def claim(self, worker: UUID, limit: int, before: datetime | None) -> list[Claim[ClaimedEvent]]:
+        """Lease up to `limit` due events."""
+        asked_at = monotonic()
+        rows = await self._database.fetch(
+            "SELECT * FROM postroom.claim_webhooks($1, $2, $3, $4)", worker, limit, before, list(self.not_of)
+        )
+        return [
+            Claim(row["id"], _claimed(row), row["lease_no"], row["lease_s"], asked_at + row["lease_s"])
+            for row in rows
+        ]
+
+    async def begin(
+        self, worker: UUID, asked: Sequence[Claim[ClaimedEvent]], begun: Sequence[Claim[ClaimedEvent]]
+    ) -> list[Begun]:
+        """Write the start marks."""
+        rows = await self._database.fetch(
+            "SELECT id, state, waits_for, due_at FROM postroom.begin_webhooks($1, $2, $3, $4, $5)",
+            worker,
+            [claim.id for claim in asked],
+            [claim.lease_no for claim in asked],
+            [claim.id for claim in begun],
+            [claim.lease_no for claim in begun],
+        )
+        return [Begun(row["id"], row["state"], row["waits_for"], row["due_at"]) for row in rows]
+
+    async def settle(self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]]) -> list[Settled]:
+        """Write outcomes down, in one statement; what has passed to another worker is not in the answer."""
+        outcomes = [one.outcome for one in settlements]
+        rows = await self._database.fetch(
+            """
+            SELECT id, status, attempts, next_retry_at, created_at
+            FROM postroom.settle_webhooks($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
+            """,
+            worker,
+            [one.claim.id for one in settlements],
+            [one.claim.lease_no for one in settlements],
+            [one.verdict for one in settlements],
+            [outcome and outcome.reply[:REPLY_CHARS_MAX].replace("\0", "") for outcome in outcomes],
+            [outcome and outcome.retry_after_s for outcome in outcomes],
+            [_entry(worker, one) for one in settlements],
+        )
+        return [
+            Settled(row["id"], row["status"], row["attempts"], row["next_retry_at"], row["created_at"])
+            for row in rows
+        ]
+
+    async def extend(self, worker: UUID, claims: Sequence[Claim[ClaimedEvent]]) -> set[UUID]:
+        """Take another lease of events that are held; returns those that are still ours."""
+        rows = await self._database.fetch(
+            "SELECT postroom.extend_webhook_leases($1, $2, $3) AS id",
+            worker,
+            [claim.id for claim in claims],
+            [claim.lease_no for claim in claims],
+        )
+        return {row["id"] for row in rows}
+
+    async def wait_s(self) -> float | None:
+        """Seconds until an event can be claimed: 0 now, None where nothing waits."""
+        seconds: float | None = await self._database.fetchval(
+            "SELECT postroom.webhook_wait_s($1)", list(self.not_of)
+        )
+        return seconds
+
+    async def tend(self) -> None:
+        """Write outcomes that a row had refused."""
+        await self._database.execute("SELECT postroom.settle_refused_webhooks()")
+
+    async def finish_handler(
+        self,
+        worker: UUID,
+        claim: Claim[ClaimedEvent],
+        handler: str,
+        *,
+        stopped: bool = False,
+        within: Connection | None = None,
+    ) -> None:
+        """
+        Write down that a handler is done with an event, or wants it never again.
+
+        Args:
+            within: The connection with the transaction of the handler's effect; its own where there is none.
+
+        Raises:
+            NotStarted: The lease has passed to another worker: the effect must be undone.
+            DatabaseUnavailable: It is not known to be written.
+        """
+        statement = "SELECT postroom.finish_handler($1, $2, $3, $4, $5)"
+        arguments = (worker, claim.id, claim.lease_no, handler, stopped)
+        try:
+            await (within or self._database).execute(statement, *arguments)
+        except asyncpg.PostgresError as error:
+            raise lease_lost_or(error) from error
+
+    async def run_sql_handler(
+        self, worker: UUID, claim: Claim[ClaimedEvent], handler: str, function: str, *, deadline_s: float
+    ) -> None:
+        """
+        Call a function (payload jsonb, event_id text) and finish its handler, in one transaction.
+
+        Args:
+            function: Schema and name, quoted as SQL needs it.
+
+        Raises:
+            NotStarted: The lease has passed to another worker; the effect is undone.
+            asyncpg.PostgresError: What the function raised; the effect is undone.
+        """
+        event = claim.item.event
+        try:
+            # Materialized: a function that is called STABLE, whose answer nobody reads, would not be called.
+            await self._database.execute(
+                f"""
+                WITH effect AS MATERIALIZED (
+                    SELECT {function}(queued.payload, $5) AS answer
+                    FROM public.webhook_retry_queue AS queued
+                    WHERE queued.id = $2
+                ),
+                done AS (SELECT count(*) FROM effect)
+                SELECT postroom.finish_handler($1, $2, $3, $4) FROM done
+                """,  # noqa: S608  quoted by whoever read the settings
+                worker,
+                claim.id,
+                claim.lease_no,
+                handler,
+                event.event_id,
+                deadline_s=deadline_s,
+            )
+        except asyncpg.PostgresError as error:
+            raise lease_lost_or(error) from error
+
+
+def lease_lost_or(error: asyncpg.PostgresError) -> Exception:
+    """What finish_handler's refusal means: NotStarted; any other error as it is."""
+    return NotStarted("the lease is lost") if error.sqlstate == LEASE_LOST else error
+
+
+def _claimed(row: Any) -> ClaimedEvent:
+    return ClaimedEvent(
+        Event.of_row(row), frozenset(row["handlers_done"] or ()), frozenset(row["handlers_stopped"] or ())
+    )
+
+
+def _entry(worker: UUID, settlement: Settlement[ClaimedEvent]) -> str | None:
+    """One line of the row's attempt_log."""
+    if settlement.outcome is None:
+        return None
+    entry = {
+        "at": settlement.ended_at.isoformat() if settlement.ended_at else None,
+        "ms": settlement.attempt_ms,
+        "outcome": settlement.verdict,
+        "reply": settlement.outcome.reply[:REPLY_CHARS_MAX].replace("\0", ""),
+        "worker": str(worker),
+    }
+    return orjson.dumps(entry).decode()
