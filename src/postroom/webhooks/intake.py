@@ -1,8 +1,8 @@
 """
 The line between the door and the database: what has been kept is answered, what was not is not.
 
-Concurrent requests share one insert. There is no timer: whatever waits when a writer is free goes next, so a single
-request waits for nobody, and a thousand at once cost a few commits.
+Concurrent requests share one insert. There is no timer: whatever waits when a writer is free goes next, so
+a single request waits for nobody, and a thousand at once cost a few commits.
 """
 
 from __future__ import annotations

@@ -120,6 +120,40 @@ CREATE TABLE postroom.old_leases (
     PRIMARY KEY (queue, id)
 );
 
+-- A request as it came. Its row in public.webhook_retry_queue has what old callers know; this has the bytes.
+-- No foreign key (a look at the queue for each event): a trigger forgets what belongs to rows that are deleted.
+CREATE TABLE postroom.webhook_requests (
+    id      uuid PRIMARY KEY,
+    method  text NOT NULL,
+    -- Path and query.
+    target  text NOT NULL,
+    -- [[name, value], …], in their order.
+    headers jsonb NOT NULL,
+    body    bytea NOT NULL
+);
+
+-- The events that were stored, by the provider's id, for 30 days: whatever cleanup did with their rows.
+CREATE TABLE postroom.seen_webhooks (
+    source   text NOT NULL,
+    event_id text NOT NULL,
+    id       uuid NOT NULL,
+    seen_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (source, event_id)
+);
+
+-- Forgetting, oldest first. The table is written in the order of time, so a summary of its pages will do.
+CREATE INDEX postroom_seen_webhooks_seen_at ON postroom.seen_webhooks USING brin (seen_at);
+
+-- The handlers that programs bring with --app: a worker that does not have them leaves their events alone.
+CREATE TABLE postroom.handlers (
+    app    text NOT NULL,
+    source text NOT NULL,
+    name   text NOT NULL,
+    -- Patterns of types, such as checkout.*
+    events text[] NOT NULL,
+    PRIMARY KEY (app, source, name)
+);
+
 -- The bearer keys of the HTTP API, hashed (postroom key new).
 CREATE TABLE postroom.service_keys (
     key_hash   bytea PRIMARY KEY,
@@ -151,12 +185,20 @@ CREATE TYPE postroom.claimed_webhook AS (
     lease_s          double precision,
     webhook_type     text,
     webhook_event_id text,
+    event_type       text,
     payload          jsonb,
     headers          jsonb,
     created_at       timestamptz,
     attempts         integer,
     max_attempts     integer,
-    metadata         jsonb
+    metadata         jsonb,
+    handlers_done    text[],
+    handlers_stopped text[],
+    -- Of the request as it came; NULL in rows that an old caller wrote.
+    method           text,
+    target           text,
+    raw_headers      jsonb,
+    body             bytea
 );
 
 -- state: 'begun'; 'waits' (put back, see waits_for and due_at); 'late' (the lease is lost).
