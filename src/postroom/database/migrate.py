@@ -27,12 +27,15 @@ import asyncpg
 from postroom.database.connect import name_of
 from postroom.database.connection import unavailable
 from postroom.errors import PostroomError, SchemaError
-from postroom.version import VERSION, is_newer
 
 LOCK_TIMEOUT_MS = 1200
-"""For the first lock of a step: who queues behind it waits for that long, and for the step itself."""
+"""For a step that needs one lock: who queues behind it waits for that long, and for the step itself."""
+FIRST_LOCK_TIMEOUT_MS = 600
 FURTHER_LOCK_TIMEOUT_MS = 150
-"""For the others, while the first is held: far below deadlock_timeout, or a deadlock could cost a caller."""
+"""
+For a step that needs three: together below deadlock_timeout (1 s). A caller that has queued behind us for
+that long looks for a deadlock, and would be its victim if it found us waiting with a lock in hand.
+"""
 LOCK_PATIENCE_S = 300.0
 BATCH_ROWS = 500
 _LOCK_KEY = 7_305_512_000_001  # pg_advisory_xact_lock: one migrate at a time
@@ -255,14 +258,10 @@ async def _pending(connection: asyncpg.Connection) -> Pending:
         )
     steps = [f"migration {m.version:04d} {m.name}" for m in await _missing(connection)]
     applied = await connection.fetchrow(
-        "SELECT version, digest, program FROM postroom.repeatables WHERE name = 'functions'"
+        "SELECT version, digest FROM postroom.repeatables WHERE name = 'functions'"
     )
     # Functions of a newer program are left alone: they keep every signature that we call.
-    if applied is None or not (
-        applied["digest"] == schema_digest()
-        or applied["version"] > latest_version()
-        or is_newer(applied["program"], VERSION)
-    ):
+    if applied is None or (applied["version"] <= latest_version() and applied["digest"] != schema_digest()):
         steps.append("functions")
     return Pending(steps)
 
@@ -301,15 +300,18 @@ async def _in_transaction(
             a script that stops in the middle to wait for a lock makes others wait for those that it holds.
         version: The migration that it is; nothing is done where that is recorded already.
     """
-    locks = [f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;" for table in locked]
-    patience = [f"SET LOCAL lock_timeout = '{FURTHER_LOCK_TIMEOUT_MS}ms';"] if locked else []
+    timeouts = [FIRST_LOCK_TIMEOUT_MS, *[FURTHER_LOCK_TIMEOUT_MS] * len(locked)]
+    locks = [
+        f"SET LOCAL lock_timeout = '{timeout}ms'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;"
+        for timeout, table in zip(timeouts, locked, strict=False)
+    ]
 
     async def once() -> None:
         async with connection.transaction():
             await _begin_step(connection)
             if version is not None and version not in {m.version for m in await _missing(connection)}:
                 return
-            await connection.execute("\n".join([*locks[:1], *patience, *locks[1:], script]))
+            await connection.execute("\n".join([*locks, script]))
 
     await _with_patience(connection, once, report)
 
@@ -385,9 +387,16 @@ async def _long_transactions(connection: asyncpg.Connection) -> str:
         SELECT pid, usename, extract(EPOCH FROM clock_timestamp() - xact_start)::integer AS age_s
         FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+            -- Our own, which holds the migration lock, holds up nobody.
+            AND NOT EXISTS (
+                SELECT FROM pg_locks
+                WHERE pg_locks.pid = pg_stat_activity.pid
+                    AND locktype = 'advisory' AND (classid::bigint << 32) + objid::bigint = $1
+            )
         ORDER BY xact_start
         LIMIT 3
-        """
+        """,
+        _LOCK_KEY,
     )
     if not rows:
         return "no other transaction is open now"
@@ -480,13 +489,12 @@ def _record_sql(migration: Migration) -> str:
 
 
 def _done_sql() -> str:
-    rows = [f"('functions', {latest_version()}, '{schema_digest()}', '{VERSION}')"]
-    rows += [f"('rows of {table}', 1, 'settled', '{VERSION}')" for table in _QUEUES]
+    rows = [f"('functions', {latest_version()}, '{schema_digest()}')"]
+    rows += [f"('rows of {table}', 1, 'settled')" for table in _QUEUES]
     return (
-        f"INSERT INTO postroom.repeatables (name, version, digest, program)\nVALUES {', '.join(rows)}\n"
+        f"INSERT INTO postroom.repeatables (name, version, digest)\nVALUES {', '.join(rows)}\n"
         "ON CONFLICT (name) DO UPDATE\n"
-        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, program = EXCLUDED.program,\n"
-        "    applied_at = clock_timestamp();\n"
+        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, applied_at = clock_timestamp();\n"
     )
 
 
