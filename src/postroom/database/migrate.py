@@ -27,6 +27,7 @@ import asyncpg
 from postroom.database.connect import name_of
 from postroom.database.connection import unavailable
 from postroom.errors import PostroomError, SchemaError
+from postroom.version import VERSION, is_newer
 
 LOCK_TIMEOUT_MS = 1200
 """For a step that needs one lock: who queues behind it waits for that long, and for the step itself."""
@@ -258,10 +259,14 @@ async def _pending(connection: asyncpg.Connection) -> Pending:
         )
     steps = [f"migration {m.version:04d} {m.name}" for m in await _missing(connection)]
     applied = await connection.fetchrow(
-        "SELECT version, digest FROM postroom.repeatables WHERE name = 'functions'"
+        "SELECT version, digest, program FROM postroom.repeatables WHERE name = 'functions'"
     )
     # Functions of a newer program are left alone: they keep every signature that we call.
-    if applied is None or (applied["version"] <= latest_version() and applied["digest"] != schema_digest()):
+    if applied is None or not (
+        applied["digest"] == schema_digest()
+        or applied["version"] > latest_version()
+        or is_newer(applied["program"], VERSION)
+    ):
         steps.append("functions")
     return Pending(steps)
 
@@ -489,12 +494,13 @@ def _record_sql(migration: Migration) -> str:
 
 
 def _done_sql() -> str:
-    rows = [f"('functions', {latest_version()}, '{schema_digest()}')"]
-    rows += [f"('rows of {table}', 1, 'settled')" for table in _QUEUES]
+    rows = [f"('functions', {latest_version()}, '{schema_digest()}', '{VERSION}')"]
+    rows += [f"('rows of {table}', 1, 'settled', '{VERSION}')" for table in _QUEUES]
     return (
-        f"INSERT INTO postroom.repeatables (name, version, digest)\nVALUES {', '.join(rows)}\n"
+        f"INSERT INTO postroom.repeatables (name, version, digest, program)\nVALUES {', '.join(rows)}\n"
         "ON CONFLICT (name) DO UPDATE\n"
-        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, applied_at = clock_timestamp();\n"
+        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, program = EXCLUDED.program,\n"
+        "    applied_at = clock_timestamp();\n"
     )
 
 
