@@ -20,7 +20,7 @@ EVENTS = {
     "house.ending": "A signal told the process to end: it claims no more, and settles what it has begun.",
     "house.opened": "A process begins; database is where e-mails are kept, transports are where they go.",
     "http.failed": "A request met a mistake of ours and got a 500; error is its kind and its place.",
-    "http.request": "A request was answered; id is the e-mail that it was about.",
+    "http.request": "A request was answered; id is the e-mail or the event that it was about.",
     "jwks.not_fetched": "The keys of POSTROOM_JWKS_URL could not be had; those that are known stay good.",
     "lease.not_extended": "The leases of long attempts were not extended in time.",
     "library.said": "A library warned of something; logger says which.",
@@ -33,6 +33,8 @@ EVENTS = {
     "transport.not_published": "A transport's pause was not written down for status and explain.",
     "transport.paused": "A transport is down and rests for pause_s; its e-mails wait, no attempt counted.",
     "transport.resumed": "A transport that had paused takes e-mail again.",
+    "webhook.not_stored": "The database refused an event; the provider got a 503 and sends it again.",
+    "webhook.refused": "A request's signature did not hold; found is why, advice is what to do.",
     "worker.started": "A worker of a queue began.",
     "worker.stopped": "A worker of a queue has drained and ended.",
 }

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from postroom.http import emails, health
+from postroom.http import emails, health, webhooks
 from postroom.http.answers import HANDLERS
 from postroom.http.cors import Cors
 from postroom.http.doors import Doors
@@ -37,7 +37,7 @@ def app(room: Room) -> Starlette:
             await doors.close()
 
     made = Starlette(
-        routes=[*emails.ROUTES, *health.ROUTES],
+        routes=[*emails.ROUTES, *webhooks.ROUTES, *health.ROUTES],
         middleware=[Middleware(Outside), Middleware(Cors)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,

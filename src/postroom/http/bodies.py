@@ -13,21 +13,21 @@ from postroom.http.answers import Refused
 BODY_BYTES_MAX = 10 * 1024 * 1024
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, *, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """
     The body as it came.
 
     Raises:
-        Refused: It is longer than 10 MiB (413); no more than that is ever kept.
+        Refused: It is longer than `bytes_max` (413); no more than that is ever kept.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > BODY_BYTES_MAX:
-        raise _too_long()
+    if announced.isdecimal() and int(announced[:20]) > bytes_max:
+        raise _too_long(bytes_max)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise _too_long()
+        if len(body) > bytes_max:
+            raise _too_long(bytes_max)
     return bytes(body)
 
 
@@ -50,5 +50,5 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     return found
 
 
-def _too_long() -> Refused:
-    return Refused(413, f"the body is longer than {BODY_BYTES_MAX:,} bytes")
+def _too_long(bytes_max: int) -> Refused:
+    return Refused(413, f"the body is longer than {bytes_max:,} bytes")

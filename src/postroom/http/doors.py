@@ -14,6 +14,9 @@ from postroom.http.auth import Keyring
 from postroom.http.readiness import Readiness
 from postroom.queue.engine import Pass
 from postroom.room import Room
+from postroom.webhooks.intake import Intake
+from postroom.webhooks.source_settings import read_sources
+from postroom.webhooks.store import WebhookStore
 
 PASS_S_MAX = 50.0
 """A pass claims no more after this time: whoever calls it each minute finds it done."""
@@ -29,15 +32,21 @@ class Doors:
     One application's state.
 
     Attributes:
+        sources: Who may send webhooks, by name.
         stopping: Set when the server is about to end: nothing new is begun.
+
+    Raises:
+        ConfigError: A source in postroom.toml is wrong.
     """
 
     def __init__(self, room: Room) -> None:
         self.room = room
         self.keyring = Keyring(room)
         self.readiness = Readiness(room)
+        self.sources = read_sources(room.settings)
         self.stopping = asyncio.Event()
         self._direct: DirectSends | None = None
+        self._intake: Intake | None = None
         self._making = asyncio.Lock()
         self._passing = asyncio.Lock()
         self._passes: set[asyncio.Task[Pass]] = set()
@@ -57,6 +66,8 @@ class Doors:
         self.stopping.set()
         if self._passes:
             await asyncio.wait(self._passes)
+        if self._intake is not None:
+            await self._intake.close()
         direct, self._direct = self._direct, None
         if direct is not None:
             await direct.close()
@@ -70,6 +81,18 @@ class Doors:
             if self._direct is None:
                 self._direct = self.room.direct_sends()
         return self._direct
+
+    async def intake(self) -> Intake:
+        """
+        What stores webhook events.
+
+        Raises:
+            DatabaseUnavailable: The database is away.
+        """
+        await self.room.open()
+        if self._intake is None:
+            self._intake = Intake(WebhookStore(self.room.database))
+        return self._intake
 
     async def run_pass(self) -> Pass:
         """

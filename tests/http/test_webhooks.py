@@ -1,0 +1,254 @@
+"""The webhook door: what is answered 200 is stored, byte for byte and once; what is not, is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import stripe
+
+from postroom import Room
+from postroom.database.migrate import migrate
+from postroom.testing import signed
+from tests.http.conftest import Served, serving, settings_of
+from tests.support.postgres import SETTINGS, running_server
+from tests.support.waiting import until
+
+SECRET = "whsec_of_the_tests"
+DOOR = "/webhooks/stripe"
+DURABLE = SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on")
+SOURCES = {
+    "github": {"scheme": "github", "secrets": ["a secret of github"]},
+    "twilio": {"scheme": "twilio", "secrets": ["a token of twilio"]},
+    "orders": {
+        "scheme": "github",
+        "secrets": ["a secret of orders"],
+        "lane": "order.id",
+        "lane_order": "order.at",
+    },
+    "small": {"scheme": "github", "secrets": ["a secret of small"], "body_limit": 100},
+}
+
+
+@pytest.fixture
+async def door(database_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+    """The doors, with some sources; a provider shows no bearer key."""
+    settings = settings_of(
+        database_url,
+        tmp_path,
+        stripe_webhook_secret=SECRET,
+        webhooks=SOURCES,
+        public_url="https://shop.example.com",
+    )
+    async with Room(**settings) as room, serving(room, key=None) as one:
+        yield one
+
+
+def by_stripe(body: bytes, *, at: float | None = None, secret: str = SECRET) -> dict[str, str]:
+    """The header as stripe's own library makes it."""
+    stamp = int(time.time() if at is None else at)
+    signature = stripe.WebhookSignature._compute_signature(f"{stamp}.{body.decode()}", secret)
+    return {"stripe-signature": f"t={stamp},v1={signature}", "content-type": "application/json"}
+
+
+async def post(door: Served, body: bytes, *, path: str = DOOR, **how: Any) -> httpx.Response:
+    """An event of stripe's."""
+    return await door.client.post(path, content=body, headers=by_stripe(body, **how))
+
+
+async def stored(door: Served) -> list[Any]:
+    """Every event with its request."""
+    return await door.room.database.fetch(
+        """
+        SELECT queued.*, request.method, request.target, request.headers AS raw_headers, request.body
+        FROM webhook_retry_queue AS queued
+        LEFT JOIN postroom.webhook_requests AS request ON request.id = queued.id
+        ORDER BY queued.created_at, queued.webhook_event_id
+        """
+    )
+
+
+@pytest.mark.parametrize("path", [DOOR, "/functions/v1/stripe-webhook"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"evt_1","type":"charge.succeeded"}',
+        b'  {"id" :\t"evt_1",\r\n "type":"x", "url":"https:\\/\\/a.example\\/"}  ',
+        '{"id":"evt_1","name":"Ærøskøbing 🚢 \\u00e6","type":"x"}'.encode(),
+        b'{"id":"evt_1","type":"x","big":1e400,"deep":[[[[]]]],"n":0.10000000000000000555}',
+    ],
+)
+async def test_what_stripe_signs_is_stored_byte_for_byte(door: Served, path: str, body: bytes) -> None:
+    """Whatever its spaces, escapes and numbers are; the payload is the same as JSON."""
+    answer = await post(door, body, path=path)
+    assert (answer.status_code, answer.json()) == (200, {"received": True})
+    (row,) = await stored(door)
+    assert bytes(row["body"]) == body
+    assert (row["webhook_type"], row["webhook_event_id"], row["status"]) == ("stripe", "evt_1", "pending")
+    assert (row["method"], row["target"], row["attempts"]) == ("POST", path, 0)
+    assert await door.room.database.fetchval(
+        "SELECT payload = $1::text::jsonb FROM webhook_retry_queue", body.decode()
+    )
+    assert json.loads(row["headers"])["stripe-signature"].startswith("t=")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"id":"evt_1","name":"\\u0000"}', b'{"id":"evt_1","half":"\\ud800"}', b'{"id":"evt_1","n":1e200000}'],
+)
+async def test_what_jsonb_cannot_hold_is_stored_all_the_same(door: Served, body: bytes) -> None:
+    """Also beside others in the same insert: their payloads are what they are."""
+    good = [b'{"id":"evt_good_%d"}' % n for n in range(20)]
+    answers = await asyncio.gather(*(post(door, one) for one in [*good, body]))
+    assert [answer.status_code for answer in answers] == [200] * 21
+    rows = {row["webhook_event_id"]: row for row in await stored(door)}
+    assert json.loads(rows["evt_1"]["payload"]) == {"_raw": True}
+    assert bytes(rows["evt_1"]["body"]) == body
+    assert all(json.loads(rows[f"evt_good_{n}"]["payload"]) == {"id": f"evt_good_{n}"} for n in range(20))
+
+
+async def test_a_form_is_an_object(door: Served) -> None:
+    """Twilio signs the fields and the address."""
+    request = signed(
+        "twilio",
+        {"MessageSid": "SM1", "Body": "Hi & bye", "From": "+4512345678"},
+        "a token of twilio",
+        url="https://shop.example.com/webhooks/twilio?x=1",
+    )
+    answer = await door.client.post("/webhooks/twilio?x=1", content=request.body, headers=request.headers)
+    assert answer.status_code == 200, answer.text
+    (row,) = await stored(door)
+    assert json.loads(row["payload"])["Body"] == "Hi & bye"
+    assert row["target"] == "/webhooks/twilio?x=1"
+
+
+async def test_twenty_identical_posts_at_once_are_one_event(door: Served) -> None:
+    """One is received, nineteen are duplicates."""
+    body = b'{"id":"evt_1","type":"x"}'
+    answers = await asyncio.gather(*(post(door, body) for _ in range(20)))
+    assert sorted(answer.json().get("duplicate", False) for answer in answers) == [False] + [True] * 19
+    assert len(await stored(door)) == 1
+
+
+async def test_an_event_is_known_for_30_days_whatever_cleanup_did(door: Served) -> None:
+    """Its row is gone, and what was kept beside it; it is a duplicate all the same. Then it is new."""
+    body = b'{"id":"evt_1"}'
+    await post(door, body)
+    await door.room.database.execute("DELETE FROM webhook_retry_queue")
+    assert await door.room.database.fetchval("SELECT count(*) FROM postroom.webhook_requests") == 0
+    assert (await post(door, body)).json() == {"received": True, "duplicate": True}
+    await door.room.database.execute(
+        "UPDATE postroom.seen_webhooks SET seen_at = seen_at - interval '31 days'"
+    )
+    assert (await post(door, body)).json() == {"received": True}
+    assert len(await stored(door)) == 1
+
+
+async def test_an_event_without_an_id_is_never_a_duplicate(door: Served) -> None:
+    """Two are two."""
+    for _ in range(2):
+        assert (await post(door, b'{"type":"x"}')).json() == {"received": True}
+    assert len(await stored(door)) == 2
+
+
+@pytest.mark.parametrize(
+    "how", [{"secret": "whsec_another"}, {"at": time.time() - 3_600}, {"at": time.time() + 3_600}]
+)
+async def test_a_signature_that_does_not_hold_stores_nothing(
+    door: Served, how: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """400; the reason is in the log, and no secret."""
+    answer = await post(door, b'{"id":"evt_1"}', **how)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error"}
+    assert await stored(door) == []
+    said = capsys.readouterr().err
+    assert SECRET not in said
+
+
+async def test_a_source_that_nobody_named_is_not_found(door: Served) -> None:
+    """404 and one line of JSON."""
+    answer = await door.client.post("/webhooks/nobody", content=b"{}")
+    assert answer.status_code == 404
+    assert set(answer.json()) == {"error"}
+
+
+async def test_a_body_longer_than_the_source_allows_is_refused(door: Served) -> None:
+    """413, and nothing is stored."""
+    request = signed("github", {"padding": "x" * 200}, "a secret of small")
+    answer = await door.client.post("/webhooks/small", content=request.body, headers=request.headers)
+    assert answer.status_code == 413
+    assert await stored(door) == []
+
+
+async def test_events_of_one_object_have_its_lane_and_their_order(door: Served) -> None:
+    """A time is read as a number; an order that cannot be read is the order of arrival."""
+    for at in ("2026-11-24T01:00:01+00:00", "2026-11-24T01:00:00+00:00", "soon"):
+        request = signed("github", {"order": {"id": 17, "at": at}}, "a secret of orders")
+        await door.client.post("/webhooks/orders", content=request.body, headers=request.headers)
+    rows = await stored(door)
+    assert {row["lane"] for row in rows} == {"17"}
+    assert all(row["lane_holds"] for row in rows)
+    places = sorted(row["lane_place"] for row in rows)
+    assert places[1] - places[0] == 1
+    assert places[2] > places[1]
+
+
+async def test_a_probe_stores_nothing(door: Served) -> None:
+    """HEAD and GET are no events."""
+    for method in ("HEAD", "GET"):
+        assert (await door.client.request(method, DOOR)).status_code < 500
+    assert await stored(door) == []
+
+
+async def test_an_event_that_the_database_refuses_stops_no_other(door: Served) -> None:
+    """A trigger of the application's own: that one is 503, the others are stored."""
+    await door.room.database.execute(
+        """
+        CREATE FUNCTION no_thirteen() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.webhook_event_id = 'evt_13' THEN RAISE EXCEPTION 'no thirteen'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER no_thirteen BEFORE INSERT ON webhook_retry_queue
+            FOR EACH ROW EXECUTE FUNCTION no_thirteen();
+        """
+    )
+    answers = await asyncio.gather(*(post(door, b'{"id":"evt_%d"}' % n) for n in range(40)))
+    assert [n for n, answer in enumerate(answers) if answer.status_code != 200] == [13]
+    assert answers[13].status_code == 503
+    assert len(await stored(door)) == 39
+
+
+@pytest.mark.timeout(120)
+async def test_every_200_is_in_the_table_though_the_database_is_killed_meanwhile(tmp_path: Path) -> None:
+    """The rest are 503: the provider sends them again."""
+    with running_server(settings=DURABLE) as server:
+        url = server.url_of(server.create_database())
+        await migrate(url)
+        answers: dict[str, int] = {}
+        settings = settings_of(url, tmp_path, stripe_webhook_secret=SECRET)
+        async with Room(**settings) as room, serving(room, key=None) as door:
+
+            async def provider(first: int) -> None:
+                for n in range(first, 600, 30):
+                    answer = await post(door, b'{"id":"evt_%d"}' % n)
+                    answers[f"evt_{n}"] = answer.status_code
+
+            async def kill() -> None:
+                await until(lambda: len(answers) > 150)
+                await asyncio.to_thread(server.stop, signal.SIGKILL)
+                await until(lambda: 503 in answers.values())
+                await asyncio.to_thread(server.start)
+
+            await asyncio.gather(kill(), *(provider(first) for first in range(30)))
+            there = {row["webhook_event_id"] for row in await stored(door)}
+    assert set(answers.values()) == {200, 503}
+    assert {event_id for event_id, status in answers.items() if status == 200} <= there
