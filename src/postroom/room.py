@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from postroom.errors import PostroomError
+from postroom.errors import ConfigError, PostroomError
 from postroom.settings import Settings, load_settings
 from postroom.version import VERSION
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from postroom.email.message import OutgoingEmail
     from postroom.email.store import EmailStore
     from postroom.queue.engine import Engine
+    from postroom.webhooks.delivery import Delivery as WebhookDelivery
+    from postroom.webhooks.handlers import Handlers
+    from postroom.webhooks.registry import Registry
+    from postroom.webhooks.source import Source
+    from postroom.webhooks.store import ClaimedEvent, WebhookStore
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 LOCAL_SENDER = "postroom@localhost"
 
@@ -49,6 +57,33 @@ class Room:
         self._url: str | None = None
         self._database: Database | None = None
         self._delivery: Delivery | None = None
+        self._handlers: tuple[Handlers, asyncio.Semaphore] | None = None
+        self._registry: Registry | None = None
+
+    def on(self, source: str, *events: str, name: str | None = None) -> Callable[[F], F]:
+        """
+        Register a handler: a function (event, db) that `postroom worker --app module:room` runs.
+
+        What it writes by `db` happens exactly once an event: `db` has an open transaction, in which
+        postroom writes down that the handler is done. A coroutine function gets an asyncpg connection; a
+        plain one runs in a thread and gets a psycopg connection.
+
+        An exception undoes what it wrote, and it is run again later; PermanentFailure says that it will
+        never succeed, TemporaryFailure(retry_after_s=...) when to try again.
+
+        Args:
+            events: Types such as `checkout.session.completed` or `checkout.*`; none stands for all.
+            name: What is done is remembered by it; else it is the function's module and name.
+
+        Raises:
+            ConfigError: Another handler of the source has this name.
+        """
+
+        def register(function: F) -> F:
+            self.registry.add(source, events, name, function)
+            return function
+
+        return register
 
     async def send(
         self,
@@ -176,7 +211,7 @@ class Room:
     async def close(self) -> None:
         """Close what is open; the room can be opened again."""
         exits, self._exit = self._exit, AsyncExitStack()
-        self._database = self._delivery = self._url = self._loop = None
+        self._database = self._delivery = self._handlers = self._url = self._loop = None
         await exits.aclose()
 
     async def __aenter__(self) -> Self:
@@ -252,6 +287,104 @@ class Room:
             version=VERSION,
         )
 
+    @property
+    def registry(self) -> Registry:
+        """The handlers that this program has registered."""
+        if self._registry is None:
+            from postroom.webhooks.registry import Registry
+
+            self._registry = Registry()
+        return self._registry
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """
+        The sources of postroom.toml.
+
+        Raises:
+            ConfigError: One of them is wrong.
+        """
+        from postroom.webhooks.source_settings import read_sources
+
+        return read_sources(self.settings)
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The webhook queue's SQL."""
+        from postroom.webhooks.store import WebhookStore
+
+        return WebhookStore(self.database)
+
+    async def prepare_handlers(self) -> None:
+        """
+        Get ready to run handlers; those of a program that was given by --app are shown to every worker.
+
+        Raises:
+            ConfigError: A handler cannot be run, or another program has handlers of the same source.
+        """
+        if self._handlers is None:
+            self._handlers = await self._made_handlers()
+        app, of = self.registry.app, self.registry.of
+        if app is None:
+            return
+        brought = [
+            (source, one.handler.name, one.handler.events) for source, ones in of.items() for one in ones
+        ]
+        if others := await self.webhooks.register_handlers(app, brought):
+            raise ConfigError(
+                f"--app {app}: {others[0]} has handlers of the same source, and one program must have all of "
+                "a source; where that program is gone, delete its rows from postroom.handlers"
+            )
+
+    def webhook_delivery(self) -> WebhookDelivery:
+        """What one worker does with events; prepare_handlers() comes first."""
+        from postroom.webhooks.delivery import Delivery
+
+        assert self._handlers is not None, "prepare_handlers() comes first"
+        return Delivery(self.webhooks, *self._handlers)
+
+    def webhook_engine(self, *, attempt_deadline_s: float | None = None) -> Engine[ClaimedEvent]:
+        """A worker of the webhook queue; prepare_handlers() comes first."""
+        from postroom.queue.engine import Engine
+
+        return Engine(
+            self.webhook_delivery(),
+            self.database,
+            concurrency=self.settings.concurrency,
+            attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
+            version=VERSION,
+        )
+
+    async def _made_handlers(self) -> tuple[Handlers, asyncio.Semaphore]:
+        from postroom.database.connect import Database
+        from postroom.webhooks.code import CONNECTIONS_MAX, CodeRunner
+        from postroom.webhooks.handlers import Handlers
+        from postroom.webhooks.store import WebhookStore
+        from postroom.webhooks.url import UrlRunner
+
+        url = await self.database_url()
+        # Their own connections: long handlers must not keep claims and settles waiting.
+        effects = Database(
+            url,
+            listen_url=self.settings.listen_url,
+            max_size=CONNECTIONS_MAX,
+            command_timeout_s=self.settings.attempt_deadline_s,
+        )
+        code = CodeRunner(effects, url)
+        urls = UrlRunner(connections=self.settings.concurrency)
+        for close in (effects.close, code.close, urls.close):
+            self._exit.push_async_callback(close)
+        handlers = Handlers(
+            self.sources,
+            self.registry.of,
+            store=self.webhooks,
+            effects=WebhookStore(effects),
+            code=code,
+            url=urls,
+            sql_deadline_s=self.settings.attempt_deadline_s,
+        )
+        return handlers, asyncio.Semaphore(CONNECTIONS_MAX)
+
     def direct_sends(self) -> DirectSends:
         """What attempts e-mails at once, while somebody waits; whoever makes it closes it."""
         from postroom.email.direct import DEADLINE_S, DirectSends
@@ -271,4 +404,4 @@ class Room:
         # asyncio.run() has ended, and with it whatever was open: as if nothing had been.
         self._exit = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._database = self._delivery = self._url = self._loop = None
+        self._database = self._delivery = self._handlers = self._url = self._loop = None

@@ -8,15 +8,20 @@ import typer
 
 from postroom.cli.errors import WrongUsage
 
-QUEUES = ("email",)
-"""The queues that this version has workers for."""
+QUEUES = ("email", "webhooks")
+"""The queues that there are workers for."""
+
+App = Annotated[
+    str | None,
+    typer.Option("--app", metavar="MODULE:ROOM", help="Your program, whose @room.on handlers are run."),
+]
 
 
-def up() -> None:
+def up(app: App = None) -> None:
     """Run all of postroom: migrate, HTTP, a worker. Prints `ready http://HOST:PORT` when it serves."""
     from postroom.cli.staying import stay, work_and_serve
 
-    stay(work_and_serve)
+    stay(work_and_serve, app)
 
 
 def serve() -> None:
@@ -29,14 +34,15 @@ def serve() -> None:
 def worker(
     queues: Annotated[
         str, typer.Option("--queues", metavar="NAMES", help="Which queues, with commas between them.")
-    ] = "email",
+    ] = ",".join(QUEUES),
     drain: Annotated[bool, typer.Option("--drain", help="End when nothing is due.")] = False,
+    app: App = None,
 ) -> None:
-    """Work on the queue until told to end."""
-    for name in queues.split(","):
-        if name.strip() not in QUEUES:
-            known = ", ".join(QUEUES)
-            raise WrongUsage(f"--queues: this version has no workers for {name.strip()!r}, only for {known}")
+    """Work on the queues until told to end."""
+    names = [name.strip() for name in queues.split(",")]
+    for name in names:
+        if name not in QUEUES:
+            raise WrongUsage(f"--queues: there is no queue {name!r}, only {', '.join(QUEUES)}")
     from postroom.cli import staying
 
-    staying.stay(staying.drain if drain else staying.work)
+    staying.stay((staying.Drain if drain else staying.Work)(frozenset(names)), app)

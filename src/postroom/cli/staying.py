@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 
 from postroom import log
 from postroom.cli.house import fit_schema
+from postroom.cli.running import QUEUES
 from postroom.cli.screen import print_line
 from postroom.database.migrate import migrate
-from postroom.errors import PostroomError
+from postroom.errors import ConfigError, PostroomError
 from postroom.room import Room
 from postroom.settings import unknown_variables
 from postroom.wording import count_of
@@ -72,10 +74,18 @@ class Staying:
         self.stop.set()
 
 
-def stay(work: Callable[[Staying], Awaitable[None]]) -> None:
-    """Run a process that stays, from its settings to its end."""
+def stay(work: Callable[[Staying], Awaitable[None]], app: str | None = None) -> None:
+    """
+    Run a process that stays, from its settings to its end.
+
+    Args:
+        app: `module:room`, the program whose room it is.
+
+    Raises:
+        ConfigError: There is no such room.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_stay(work))
+        runner.run(_stay(work, app))
 
 
 async def work_and_serve(staying: Staying) -> None:
@@ -91,21 +101,47 @@ async def serve(staying: Staying) -> None:
         await staying.run_together(_serve(staying, asyncio.Event()))
 
 
-async def work(staying: Staying) -> None:
-    """A worker alone."""
-    if await staying.opened():
-        await staying.run_together(staying.room.email_engine().run(staying.stop))
-
-
-async def drain(staying: Staying) -> None:
+@dataclass(frozen=True)
+class Work:
     """
-    A worker, until nothing is due.
+    Workers alone.
 
-    Raises:
-        PostroomError: A transport is paused, so what is due stays.
+    Attributes:
+        queues: Which: `email`, `webhooks`.
     """
-    if not await staying.opened():
-        return
+
+    queues: frozenset[str]
+
+    async def __call__(self, staying: Staying) -> None:
+        if await staying.opened():
+            await staying.run_together(*await _workers(staying, self.queues))
+
+
+@dataclass(frozen=True)
+class Drain:
+    """
+    Workers, until nothing is due.
+
+    Attributes:
+        queues: Which: `email`, `webhooks`.
+    """
+
+    queues: frozenset[str]
+
+    async def __call__(self, staying: Staying) -> None:
+        """
+        Raises:
+            PostroomError: A transport is paused, so what is due stays.
+        """
+        if not await staying.opened():
+            return
+        if "webhooks" in self.queues:
+            await _drain_webhooks(staying)
+        if "email" in self.queues:
+            await _drain_emails(staying)
+
+
+async def _drain_emails(staying: Staying) -> None:
     ended = await staying.room.email_engine().run_pass(until_nothing_due=True, stop=staying.stop)
     waiting = f"{ended.put_back:,} put back to wait"
     print_line(f"{count_of(ended.done, 'e-mail')} sent, {ended.failed:,} failed, {waiting}")
@@ -114,13 +150,42 @@ async def drain(staying: Staying) -> None:
         raise PostroomError(f"what is due stays in the queue, since {pause.name} is paused: {pause.reason}")
 
 
-async def _stay(work: Callable[[Staying], Awaitable[None]]) -> None:
-    room = Room()
+async def _drain_webhooks(staying: Staying) -> None:
+    await staying.room.prepare_handlers()
+    ended = await staying.room.webhook_engine().run_pass(until_nothing_due=True, stop=staying.stop)
+    print_line(f"{count_of(ended.done, 'webhook event')} processed, {ended.failed:,} failed")
+
+
+async def _workers(staying: Staying, queues: Collection[str]) -> list[Coroutine[Any, Any, None]]:
+    """A worker of each queue, ready to run."""
+    room = staying.room
+    if "webhooks" in queues:
+        await room.prepare_handlers()
+    runs: list[Coroutine[Any, Any, None]] = []
+    if "email" in queues:
+        runs.append(room.email_engine().run(staying.stop))
+    if "webhooks" in queues:
+        runs.append(room.webhook_engine().run(staying.stop))
+    return runs
+
+
+async def _stay(work: Callable[[Staying], Awaitable[None]], app: str | None) -> None:
+    room = Room() if app is None else _room_of(app)
     log.configure(room.settings.log_format, room.settings.log_level)
     try:
         await work(Staying(room))
     finally:
         await room.close()
+
+
+def _room_of(app: str) -> Room:
+    from postroom.webhooks.registry import load_object
+
+    room = load_object(app, "--app")
+    if not isinstance(room, Room):
+        raise ConfigError(f"--app {app}: it is no Room, but {type(room).__name__}")
+    room.registry.app = app
+    return room
 
 
 async def _open(room: Room, bring_up_to_date: bool) -> None:
@@ -157,7 +222,7 @@ async def _serve(staying: Staying, ready: asyncio.Event) -> None:
 
 
 async def _work_when(ready: asyncio.Event, staying: Staying) -> None:
-    """The worker of `up`: where HTTP gets no port, nothing is begun."""
+    """The workers of `up`: where HTTP gets no port, nothing is begun."""
     await staying.unless_stopped(ready.wait())
     if not staying.stop.is_set():
-        await staying.room.email_engine().run(staying.stop)
+        await asyncio.gather(*await _workers(staying, QUEUES))

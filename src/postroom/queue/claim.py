@@ -128,8 +128,11 @@ class Work(Protocol[T]):
         """What a worker does for its queue now and then, such as planning anew what waits for a limit."""
         ...
 
-    async def attempt(self, claim: Claim[T], start: Start) -> str:
-        """Do it. Returns what the other side said; raises SendError, or lets NotStarted from `start` pass."""
+    async def attempt(self, claim: Claim[T], start: Start) -> str | Outcome:
+        """
+        Do it. Returns what the other side said where it is done, or an outcome; raises SendError, or lets
+        NotStarted from `start` pass.
+        """
         ...
 
     def paused_s(self) -> float:

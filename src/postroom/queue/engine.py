@@ -355,8 +355,8 @@ class Engine(Generic[T]):
         began = monotonic()
         try:
             async with asyncio.timeout(self._deadline_s):
-                reply = await self.work.attempt(claim, lambda: self._starts.begin(claim))
-            outcome = Outcome(Verdict.DONE, reply)
+                answer = await self.work.attempt(claim, lambda: self._starts.begin(claim))
+            outcome = answer if isinstance(answer, Outcome) else Outcome(Verdict.DONE, answer)
         except NotStarted as error:
             return error
         except TimeoutError:
@@ -368,7 +368,7 @@ class Engine(Generic[T]):
         return Settlement(claim, str(outcome.verdict), outcome, took_ms, datetime.now(UTC))
 
     def _count(self, settlement: Settlement[T]) -> None:
-        if settlement.verdict == Verdict.DONE:
+        if settlement.verdict in (Verdict.DONE, Verdict.UNHANDLED):
             self._pass.done += 1
         elif settlement.outcome is not None:
             if settlement.verdict != Verdict.TRANSPORT_DOWN:

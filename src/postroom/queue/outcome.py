@@ -1,4 +1,4 @@
-"""What became of an attempt: five verdicts, and the one place where an error becomes one."""
+"""What became of an attempt: its verdict, and the one place where an error becomes one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     PERMANENT = "permanent"
     UNCERTAIN = "uncertain"
     TRANSPORT_DOWN = "transport_down"
+    UNHANDLED = "unhandled"  # of webhooks: done, since nobody wants the event
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ REPLY_CHARS_MAX = 1_000
 
 LEASE_LOST = "PR001"
 
+FINISH_HANDLER = "SELECT postroom.finish_handler({}, {}, {}, {}, {})"
+"""Worker, id, lease_no, handler, stopped; any driver says it in the transaction of the handler's effect."""
+
 
 @dataclass(frozen=True)
 class ClaimedEvent:
@@ -30,11 +33,13 @@ class ClaimedEvent:
     An event that a worker holds.
 
     Attributes:
+        worker: Who holds it.
         done: The handlers that are done with it.
         stopped: The handlers that want it never again.
     """
 
     event: Event
+    worker: UUID
     done: frozenset[str]
     stopped: frozenset[str]
 
@@ -93,7 +98,9 @@ class WebhookStore:
             "SELECT * FROM postroom.claim_webhooks($1, $2, $3, $4)", worker, limit, before, list(self.not_of)
         )
         return [
-            Claim(row["id"], _claimed(row), row["lease_no"], row["lease_s"], asked_at + row["lease_s"])
+            Claim(
+                row["id"], _claimed(row, worker), row["lease_no"], row["lease_s"], asked_at + row["lease_s"]
+            )
             for row in rows
         ]
 
@@ -153,6 +160,33 @@ class WebhookStore:
         """Write outcomes that a row had refused."""
         await self._database.execute("SELECT postroom.settle_refused_webhooks()")
 
+    async def register_handlers(
+        self, app: str, handlers: Sequence[tuple[str, str, tuple[str, ...]]]
+    ) -> list[str]:
+        """
+        Show every worker which handlers a program brings, as (source, name, events).
+
+        Returns:
+            The other programs that have handlers of these sources: then nothing is registered.
+        """
+        rows = await self._database.fetch(
+            "SELECT app FROM postroom.register_handlers($1, $2, $3, $4::text[]::jsonb[]) AS app",
+            app,
+            [source for source, _, _ in handlers],
+            [name for _, name, _ in handlers],
+            [orjson.dumps(events).decode() for _, _, events in handlers],
+        )
+        return [row["app"] for row in rows]
+
+    async def sources_of_others(self, own: Sequence[tuple[str, str]]) -> set[str]:
+        """The sources that have a registered handler which is not among one's own, each (source, name)."""
+        rows = await self._database.fetch(
+            "SELECT source FROM postroom.sources_of_others($1, $2) AS source",
+            [source for source, _ in own],
+            [name for _, name in own],
+        )
+        return {row["source"] for row in rows}
+
     async def finish_handler(
         self,
         worker: UUID,
@@ -172,7 +206,7 @@ class WebhookStore:
             NotStarted: The lease has passed to another worker: the effect must be undone.
             DatabaseUnavailable: It is not known to be written.
         """
-        statement = "SELECT postroom.finish_handler($1, $2, $3, $4, $5)"
+        statement = FINISH_HANDLER.format("$1", "$2", "$3", "$4", "$5")
         arguments = (worker, claim.id, claim.lease_no, handler, stopped)
         try:
             await (within or self._database).execute(statement, *arguments)
@@ -221,9 +255,12 @@ def lease_lost_or(error: asyncpg.PostgresError) -> Exception:
     return NotStarted("the lease is lost") if error.sqlstate == LEASE_LOST else error
 
 
-def _claimed(row: Any) -> ClaimedEvent:
+def _claimed(row: Any, worker: UUID) -> ClaimedEvent:
     return ClaimedEvent(
-        Event.of_row(row), frozenset(row["handlers_done"] or ()), frozenset(row["handlers_stopped"] or ())
+        Event.of_row(row),
+        worker,
+        frozenset(row["handlers_done"] or ()),
+        frozenset(row["handlers_stopped"] or ()),
     )
 
 

@@ -642,3 +642,45 @@ BEGIN
     PERFORM postroom.wake('webhook');
 END;
 $$;
+
+-- register_handlers: shows every worker which handlers a program brings with --app, in place of those that it
+-- brought before. Gives back the other programs that have handlers of one of these sources: then nothing changes,
+-- since no worker could finish an event whose handlers are in two programs.
+CREATE OR REPLACE FUNCTION postroom.register_handlers(p_app text, p_sources text[], p_names text[], p_events jsonb[])
+RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    LOCK TABLE postroom.handlers IN SHARE ROW EXCLUSIVE MODE;
+    RETURN QUERY
+    SELECT DISTINCT handlers.app
+    FROM postroom.handlers
+    WHERE handlers.source = ANY (p_sources) AND handlers.app <> p_app;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+
+    DELETE FROM postroom.handlers WHERE handlers.app = p_app;
+    INSERT INTO postroom.handlers (app, source, name, events)
+    SELECT p_app, brought.source, brought.name, ARRAY(SELECT jsonb_array_elements_text(brought.events))
+    FROM unnest(p_sources, p_names, p_events) AS brought (source, name, events);
+    PERFORM postroom.wake('webhook');
+END;
+$$;
+
+-- sources_of_others: the sources that have a registered handler which is none of these.
+CREATE OR REPLACE FUNCTION postroom.sources_of_others(p_sources text[], p_names text[])
+RETURNS SETOF text
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT DISTINCT registered.source
+    FROM postroom.handlers AS registered
+    WHERE NOT EXISTS (
+        SELECT 1
+        FROM unnest(p_sources, p_names) AS own (source, name)
+        WHERE own.source = registered.source AND own.name = registered.name
+    );
+$$;

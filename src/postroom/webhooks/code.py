@@ -1,0 +1,149 @@
+"""
+Runs a handler that is code: its writes and the mark that it is done commit together.
+
+A coroutine function gets an asyncpg connection with an open transaction. A plain function runs in a
+thread and gets a psycopg connection with the same promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from postroom.database.connect import Database
+from postroom.errors import ConfigError, NotStarted, TemporaryFailure
+from postroom.queue.claim import Claim
+from postroom.webhooks.event import Event
+from postroom.webhooks.registry import Function
+from postroom.webhooks.store import FINISH_HANDLER, LEASE_LOST, ClaimedEvent, WebhookStore
+
+if TYPE_CHECKING:
+    import psycopg
+
+CONNECTIONS_MAX = 10
+"""How many handlers of one process may have a transaction open at once."""
+
+CONNECT_S = 10.0
+_LEFT_TRANSACTION = "the handler has ended the transaction that it was given: it must leave that to postroom"
+
+
+class CodeRunner:
+    """
+    Runs functions, each in a transaction of its own.
+
+    Args:
+        database: Where the transactions are; not the pool that claims and settles, which long handlers
+            would keep waiting.
+        url: The same for psycopg.
+    """
+
+    def __init__(self, database: Database, url: str) -> None:
+        self._database = database
+        self._store = WebhookStore(database)
+        self._url = url
+        self._threads = ThreadPoolExecutor(CONNECTIONS_MAX, thread_name_prefix="postroom-handler")
+        self._idle: list[psycopg.Connection[Any]] = []
+
+    async def run(self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function) -> str:
+        """
+        Run a function and finish its handler, in one transaction.
+
+        Raises:
+            NotStarted: The lease has passed to another worker; the effect is undone.
+            Exception: What the function raised; the effect is undone.
+        """
+        if is_async(function):
+            await self._run_async(claim, event, name, function)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads, self._run_sync, claim, event, name, function)
+        return "done"
+
+    async def close(self) -> None:
+        """Close the connections; a thread that is in the middle of a function ends with the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _run_async(
+        self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function
+    ) -> None:
+        async with self._database.transaction(deadline_s=CONNECT_S) as connection:
+            await function(event, connection)
+            if not connection.is_in_transaction():
+                raise TemporaryFailure(_LEFT_TRANSACTION)
+            await self._store.finish_handler(claim.item.worker, claim, name, within=connection)
+
+    def _run_sync(self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function) -> None:
+        import psycopg
+
+        connection = self._connection()
+        try:
+            with connection.transaction():
+                answer = function(event, connection)
+                if inspect.isawaitable(answer):
+                    if inspect.iscoroutine(answer):
+                        answer.close()
+                    raise TemporaryFailure("the plain function gave a coroutine: write it as async def")
+                finish = (claim.item.worker, claim.id, claim.lease_no, name, False)
+                try:
+                    connection.execute(FINISH_HANDLER.format("%s", "%s", "%s", "%s", "%s"), finish)
+                except psycopg.Error as error:
+                    if error.sqlstate == LEASE_LOST:
+                        raise NotStarted("the lease is lost") from error
+                    raise
+        finally:
+            self._take_back(connection)
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        import psycopg
+
+        try:
+            return self._idle.pop()
+        except IndexError:
+            # Autocommit: nothing is open but the transaction of the handler. No prepared statements: a pooler
+            # in transaction mode knows none.
+            return psycopg.connect(
+                self._url,
+                autocommit=True,
+                prepare_threshold=None,
+                connect_timeout=int(CONNECT_S),
+                application_name="postroom handler",
+            )
+
+    def _take_back(self, connection: psycopg.Connection[Any]) -> None:
+        import psycopg
+
+        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if idle and not connection.closed and connection.autocommit and len(self._idle) < CONNECTIONS_MAX:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+
+def is_async(function: Function) -> bool:
+    """Whether a function is awaited; else it runs in a thread."""
+    call = getattr(function, "__call__", None)  # noqa: B004  an object's own
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def require_runnable(function: object, what: str) -> None:
+    """
+    See that a function can be run here.
+
+    Raises:
+        ConfigError: It is none, or needs psycopg, which is not installed.
+    """
+    if not callable(function):
+        raise ConfigError(f"{what} is no function")
+    if is_async(function):
+        return
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            f"{what} is a plain function, whose transaction needs psycopg: write it as async def, "
+            "or install postroom[psycopg]"
+        ) from None

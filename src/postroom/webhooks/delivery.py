@@ -1,0 +1,205 @@
+"""Webhooks' part of the engine: what a claim, an attempt and its end are for an event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from uuid import UUID
+
+from postroom import log
+from postroom.errors import NotStarted, PermanentFailure, SendError
+from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
+from postroom.queue.outcome import Outcome, Verdict
+from postroom.webhooks.event import Event
+from postroom.webhooks.handlers import Handlers, Runnable
+from postroom.webhooks.store import ClaimedEvent, WebhookStore
+
+START_GOOD_S = 60.0
+"""Nothing is taken with a start here; it only has to be there."""
+
+LOOK_S = 5.0
+"""How often a worker looks which handlers the programs have registered."""
+
+_log = log.get_logger()
+
+
+class Delivery:
+    """
+    The webhook queue, as the engine sees it (postroom.queue.claim.Work).
+
+    Args:
+        slots: How many events may have a transaction of a handler open at once; shared by all engines of
+            the process.
+    """
+
+    queue = "webhook"
+    start_good_s = START_GOOD_S
+
+    def __init__(self, store: WebhookStore, handlers: Handlers, slots: asyncio.Semaphore) -> None:
+        self.store = store
+        self.handlers = handlers
+        self._slots = slots
+        self._unknown: set[str] = set()
+        self._looked_at = -LOOK_S
+
+    async def claim(
+        self,
+        worker: UUID,
+        limit: int,
+        before: datetime | None,
+        held: int,  # noqa: ARG002
+    ) -> list[Claim[ClaimedEvent]]:
+        await self._look()
+        return await self.store.claim(worker, limit, before)
+
+    async def begin(
+        self, worker: UUID, asked: Sequence[Claim[ClaimedEvent]], begun: Sequence[Claim[ClaimedEvent]]
+    ) -> list[Begun]:
+        return await self.store.begin(worker, asked, begun)
+
+    async def settle(self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]]) -> list[Settled]:
+        return await self.store.settle(worker, settlements)
+
+    async def extend(self, worker: UUID, claims: Sequence[Claim[ClaimedEvent]]) -> set[UUID]:
+        return await self.store.extend(worker, claims)
+
+    async def wait_s(self) -> float | None:
+        return await self.store.wait_s()
+
+    async def tend(self) -> None:
+        await self.store.tend()
+
+    async def attempt(self, claim: Claim[ClaimedEvent], start: Start) -> str | Outcome:
+        """
+        Run the handlers that want the event and are not done with it, one after the other.
+
+        Each is finished in the transaction of its effect, so whatever ends this, a later attempt runs only
+        the others.
+        """
+        item = claim.item
+        if item.event.source in self.store.not_of or not self.handlers.knows(item.event.source):
+            self._leave_alone(item.event.source)
+            raise NotStarted(f"the handlers of {item.event.source} are elsewhere", held=True)
+        event = self.handlers.typed(item.event)
+        wanting = self.handlers.of(event)
+        if not wanting:
+            return Outcome(Verdict.UNHANDLED, f"no handler wants it; its type is {event.type!r}"[:200])
+        to_run = [one for one in wanting if one.name not in item.done and one.name not in item.stopped]
+        ended = _Ended(stopped=[f"{one.name}: refused before" for one in wanting if one.name in item.stopped])
+        # The slot comes first: what waits for one has not begun, and no crash is blamed on it.
+        async with self._slots if any(one.in_database for one in to_run) else nullcontext():
+            if to_run:
+                await start()
+            for one in to_run:
+                await self._run(one, claim, event, ended)
+                if ended.lost:
+                    break
+        return ended.outcome([one.name for one in wanting])
+
+    def paused_s(self) -> float:
+        return 0.0
+
+    def claim_limit(self, room: int) -> int:
+        return room
+
+    def report(self, settlement: Settlement[ClaimedEvent], settled: Settled | None) -> None:
+        event, outcome = self.handlers.typed(settlement.claim.item.event), settlement.outcome
+        facts: dict[str, object] = {
+            "id": str(event.id),
+            "source": event.source,
+            "event_id": event.event_id,
+            "event_type": event.type,
+        }
+        if outcome is not None:
+            facts |= {
+                "outcome": settlement.verdict,
+                "reply": outcome.reply,
+                "attempt_ms": settlement.attempt_ms,
+            }
+        if settled is None:
+            _log.warning("webhook.late", lease_no=settlement.claim.lease_no, **facts)
+            return
+        facts["attempts"] = settled.attempts
+        if settled.status == "processed":
+            if settlement.ended_at is not None and settled.created_at is not None:
+                facts["total_ms"] = round((settlement.ended_at - settled.created_at).total_seconds() * 1000)
+            if settlement.verdict == Verdict.UNHANDLED:
+                _log.warning("webhook.unhandled", **facts)
+            else:
+                _log.info("webhook.processed", **facts)
+        elif settled.status == "dead_letter":
+            _log.error("webhook.dead_letter", **facts)
+        else:
+            next_at = settled.next_retry_at.isoformat() if settled.next_retry_at else None
+            _log.warning("webhook.put_back", next_retry_at=next_at, **facts)
+
+    def report_put_back(self, claim: Claim[ClaimedEvent], begun: Begun) -> None:  # noqa: ARG002  only one state
+        _log.info("webhook.lease_lost", id=str(claim.id), source=claim.item.event.source)
+
+    async def _run(self, one: Runnable, claim: Claim[ClaimedEvent], event: Event, ended: _Ended) -> None:
+        try:
+            try:
+                await one.run(claim, event)
+            except PermanentFailure as error:
+                await self.store.finish_handler(claim.item.worker, claim, one.name, stopped=True)
+                ended.stopped.append(f"{one.name}: {error.text}")
+        except NotStarted:
+            ended.lost = True
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            ended.failed.append(f"{one.name}: it was cancelled from within")
+        except SendError as error:
+            ended.failed.append(f"{one.name}: {error.text}")
+            ended.retry_after_s = max(ended.retry_after_s or 0.0, error.retry_after_s or 0.0) or None
+        except (Exception, SystemExit) as error:
+            ended.failed.append(f"{one.name}: {_told(error)}")
+
+    def _leave_alone(self, source: str) -> None:
+        if source not in self._unknown and source not in self.store.not_of:
+            _log.warning("webhook.left_alone", source=source)
+            self._unknown.add(source)
+            self.store.not_of = (*self.store.not_of, source)
+
+    async def _look(self) -> None:
+        """Leave alone what another program has handlers for, and what nobody here knows."""
+        if monotonic() - self._looked_at < LOOK_S:
+            return
+        elsewhere = await self.store.sources_of_others(self.handlers.names())
+        for source in sorted(elsewhere - set(self.store.not_of)):
+            _log.info("webhook.handled_elsewhere", source=source)
+        self.store.not_of = tuple(sorted(self._unknown | elsewhere))
+        self._looked_at = monotonic()
+
+
+@dataclass(slots=True)
+class _Ended:
+    """How the handlers of one attempt ended."""
+
+    stopped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    retry_after_s: float | None = None
+    lost: bool = False
+
+    def outcome(self, wanting: Sequence[str]) -> Outcome:
+        """What follows for the event."""
+        if self.lost:
+            return Outcome(Verdict.TEMPORARY, "the lease was lost before a handler was done; it was undone")
+        if self.failed:
+            return Outcome(
+                Verdict.TEMPORARY, "; ".join(self.failed + self.stopped), retry_after_s=self.retry_after_s
+            )
+        if self.stopped:
+            return Outcome(Verdict.PERMANENT, "; ".join(self.stopped))
+        return Outcome(Verdict.DONE, ", ".join(wanting))
+
+
+def _told(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
+    line = next(iter(str(error).strip().splitlines()), "")[:300]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

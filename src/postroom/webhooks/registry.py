@@ -1,0 +1,110 @@
+"""Handlers in Python: those that a program registers with @room.on, and those that postroom.toml names."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from postroom.errors import ConfigError
+from postroom.webhooks.source import ALL_EVENTS, Handler
+
+NAME_CHARACTERS_MAX = 200
+
+Function = Callable[[Any, Any], Any]
+"""(event, db): a coroutine function, or a plain one, which runs in a thread."""
+
+_NAME = re.compile(r"[^\s,;]+")
+_OBJECT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class CodeHandler:
+    """A handler with its function."""
+
+    handler: Handler
+    function: Function
+
+
+@dataclass(slots=True)
+class Registry:
+    """
+    What @room.on has registered.
+
+    Attributes:
+        app: Where workers find the room, `module:room`; None where the program runs by itself.
+        of: The handlers of each source, in the order of their registration.
+    """
+
+    app: str | None = None
+    of: dict[str, list[CodeHandler]] = field(default_factory=dict)
+
+    def add(self, source: str, events: tuple[str, ...], name: str | None, function: Function) -> None:
+        """
+        Register a function.
+
+        Raises:
+            ConfigError: The name is taken, or is none.
+        """
+        if name is None:
+            name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+        if not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
+            raise ConfigError(
+                f"handler {name[:80]!r} of {source}: give it a name without spaces, commas and semicolons, "
+                f"of at most {NAME_CHARACTERS_MAX} characters"
+            )
+        if not source or not all(events):
+            raise ConfigError(f"handler {name!r}: name a source and types of events, such as checkout.*")
+        registered = self.of.setdefault(source, [])
+        if any(one.handler.name == name for one in registered):
+            raise ConfigError(
+                f"there are two handlers named {name!r} of {source}: give one of them another name="
+            )
+        registered.append(CodeHandler(Handler(name, events or ALL_EVENTS), function))
+
+
+def load_object(place: str, what: str) -> Any:
+    """
+    Import what `module:name` names; the working folder counts as a place of modules.
+
+    Args:
+        what: Where the text was written, for errors, such as `--app`.
+
+    Raises:
+        ConfigError: It is not there, or its import ended in an error; one line says where.
+    """
+    match = _OBJECT.fullmatch(place)
+    if match is None:
+        raise ConfigError(f"{what} {place}: write it as module:name, such as shop.hooks:room")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(match[1])
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{what} {place}: {_why(error, match[1])}") from error
+    for name in match[2].split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise ConfigError(f"{what} {place}: module {match[1]} has no {match[2]}") from None
+    return found
+
+
+def _why(error: BaseException, module: str) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
+        return f"there is no module {error.name} in {Path.cwd()} or where Python looks for modules"
+    text = " ".join(str(error).split())
+    told = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"importing it failed: {told}"
+    places = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
+    ]
+    where = f" ({places[-1].filename}, line {places[-1].lineno})" if len(places) > 1 else ""
+    return f"importing it failed: {told}{where}"
