@@ -1,10 +1,10 @@
-"""`postroom webhooks`: say whether a provider's signature holds and, if not, why."""
+"""`postroom webhooks`: say why a signature does not hold, and run events again."""
 
 from __future__ import annotations
 
 import re
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.errors import WrongUsage
-from postroom.cli.screen import print_facts, print_json
+from postroom.cli.house import opened_room, run
+from postroom.cli.screen import print_facts, print_json, print_line, print_table, progress
 from postroom.errors import PostroomError
+from postroom.spans import parse_span
+from postroom.wording import count_of
 
 if TYPE_CHECKING:
     from postroom.webhooks.doctor import Diagnosis
+    from postroom.webhooks.replay import Chosen
     from postroom.webhooks.request import WebhookRequest
     from postroom.webhooks.schemes import Verified
     from postroom.webhooks.source import Source
+
+PREVIEW_ROWS = 10
 
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -78,6 +84,90 @@ def verify(
             print_json(_as_json(diagnosis))
         raise PostroomError(f"{diagnosis.found}; {diagnosis.advice}") from None
     _print(chosen, request, verified, now_s, json=json)
+
+
+@app.command("replay")
+def replay(
+    source: Annotated[str, typer.Option("--source", metavar="NAME", help="Such as stripe.")],
+    since: Annotated[
+        str, typer.Option("--since", metavar="T", help="Events that came since: ISO 8601, or 2h, 3d ago.")
+    ],
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="T", help="Events that came before it; now.")
+    ] = None,
+    handler: Annotated[
+        str | None, typer.Option("--handler", metavar="NAME", help="This one runs again where it is done.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would run.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the handlers that events have missed, or one of them again."""
+    now = datetime.now(UTC)
+    first = _moment("--since", since, now)
+    end = None if until is None else _moment("--until", until, now)
+    if first >= (end or now):
+        raise WrongUsage(f"no time lies between --since {since} and {f'--until {until}' if until else 'now'}")
+    run(_replay(source, first, end, handler, dry_run=dry_run, json=json))
+
+
+async def _replay(
+    name: str, since: datetime, until: datetime | None, handler: str | None, *, dry_run: bool, json: bool
+) -> None:
+    from postroom.webhooks.replay import UnknownHandler, UnknownSource, preview, replay, select_events
+    from postroom.webhooks.source_settings import read_sources
+
+    async with opened_room() as room:
+        try:
+            selection = await select_events(
+                room.database, read_sources(room.settings), name, since, until, handler
+            )
+        except (UnknownSource, UnknownHandler) as error:
+            raise WrongUsage(str(error)) from None
+        if dry_run:
+            with progress("looking for events"):
+                chosen, total = await preview(room.database, selection, PREVIEW_ROWS)
+            _print_preview(chosen, total, json=json)
+            return
+        with progress("replayed 0") as tell:
+            done = await replay(room.database, selection, lambda count: tell(f"replayed {count:,}"))
+    if json:
+        print_json({"dry_run": False, "count": done.count, "refused": done.refused})
+    else:
+        print_line(f"{count_of(done.count, 'event')} replayed")
+    if done.refused:
+        raise PostroomError(f"{count_of(done.refused, 'row')} refused the update: {done.why}")
+
+
+def _print_preview(chosen: list[Chosen], total: int, *, json: bool) -> None:
+    if json:
+        print_json({"dry_run": True, "count": total, "first": chosen})
+        return
+    first = f"; the first {len(chosen)}:" if total > len(chosen) else ""
+    print_line(f"{count_of(total, 'event')} would be replayed{first}")
+    if chosen:
+        print_table(
+            ["ID", "EVENT", "TYPE", "STATUS", "CAME", "HANDLERS"],
+            [
+                (one.id, one.event_id, one.type, one.status, one.created_at, ", ".join(one.handlers))
+                for one in chosen
+            ],
+        )
+
+
+def _moment(option: str, text: str, now: datetime) -> datetime:
+    """A time in ISO 8601, or a span before now."""
+    try:
+        return now - timedelta(seconds=parse_span(text))
+    except ValueError:
+        pass
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise WrongUsage(
+            f"{option} {text[:40]!r} is no time: write ISO 8601, or a span ago such as 2h or 3d"
+        ) from None
 
 
 def _print(source: Source, request: WebhookRequest, verified: Verified, now_s: float, *, json: bool) -> None:
