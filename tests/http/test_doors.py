@@ -232,7 +232,7 @@ async def test_a_mistake_of_ours_is_500_without_a_trace(
     async def fail() -> None:
         raise ZeroDivisionError("holds a secret")
 
-    monkeypatch.setattr("postroom.http.doors.Doors.run_pass", lambda _: fail())
+    monkeypatch.setattr("postroom.http.passes.Passes.run", lambda _: fail())
     answer = await served.client.post(PROCESS)
     assert (answer.status_code, answer.json()) == (500, {"error": "internal error; the log says more"})
     logged = capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 from postroom.email.message import OutgoingEmail
 from postroom.errors import PermanentFailure, TemporaryFailure, TransportDown
-from postroom.http import doors
+from postroom.http import passes
 from tests.http.conftest import PROCESS, Served
 
 
@@ -118,7 +118,7 @@ async def test_passes_at_once_send_each_row_once(served: Served) -> None:
 
 async def test_a_pass_is_bounded_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """It claims nothing more after its time, and says what it has done."""
-    monkeypatch.setattr(doors, "PASS_S_MAX", 0.4)
+    monkeypatch.setattr(passes, "PASS_S_MAX", 0.4)
     served.room.__dict__["settings"] = served.room.settings.model_copy(update={"concurrency": 1})
 
     async def take_a_moment(_: OutgoingEmail) -> str:

@@ -23,6 +23,7 @@ from tests.support.waiting import until
 
 SECRET = "whsec_of_the_tests"
 DOOR = "/webhooks/stripe"
+PROCESS = "/functions/v1/process-webhook-retries"
 DURABLE = SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on")
 SOURCES = {
     "github": {"scheme": "github", "secrets": ["a secret of github"]},
@@ -252,3 +253,38 @@ async def test_every_200_is_in_the_table_though_the_database_is_killed_meanwhile
             there = {row["webhook_event_id"] for row in await stored(door)}
     assert set(answers.values()) == {200, 503}
     assert {event_id for event_id, status in answers.items() if status == 200} <= there
+
+
+async def test_a_pass_handles_what_is_due_and_says_what_came_of_it(database_url: str, tmp_path: Path) -> None:
+    """As a cron job asks for it, with the service key; events that nobody wants are processed too."""
+    handlers = [{"name": "shop", "events": ["good", "bad"], "sql": "public.on_event"}]
+    sources = {"github": {"scheme": "github", "secrets": ["a secret"], "handlers": handlers}}
+    async with (
+        Room(**settings_of(database_url, tmp_path, webhooks=sources)) as room,
+        serving(room) as door,
+    ):
+        await room.database.execute(
+            """
+            CREATE TABLE handled (n integer);
+            CREATE FUNCTION on_event(payload jsonb, event_id text) RETURNS void LANGUAGE plpgsql AS $$
+            BEGIN
+                INSERT INTO handled VALUES ((payload->>'n')::integer);
+                IF payload->>'n' = '2' THEN RAISE EXCEPTION 'not this one'; END IF;
+            END $$;
+            """
+        )
+        for n, kind in enumerate(["good", "good", "bad", "other"]):
+            request = signed("github", {"n": n}, "a secret", headers={"X-GitHub-Event": kind})
+            await door.client.post("/webhooks/github", content=request.body, headers=request.headers)
+        answer = (await door.client.post(PROCESS)).json()
+        errors = answer.pop("errors")
+        assert answer == {"processed": 3, "failed": 1, "total": 4}
+        assert len(errors) == 1
+        assert "not this one" in errors[0]
+        rows = await stored(door)
+        assert sorted(row["n"] for row in await room.database.fetch("SELECT n FROM handled")) == [0, 1]
+        assert sorted(row["status"] for row in rows) == ["pending", "processed", "processed", "processed"]
+        assert sum(json.loads(row["metadata"]).get("unhandled", False) for row in rows) == 1
+        assert (await door.client.post(PROCESS)).json() == {"processed": 0, "failed": 0, "total": 0}
+        unknown = await door.client.post(PROCESS, headers={"authorization": "Bearer nonsense"})
+        assert unknown.status_code == 401

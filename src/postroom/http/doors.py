@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
+from typing import Any
 
 from starlette.requests import Request
 
@@ -11,18 +11,12 @@ from postroom import log
 from postroom.email.direct import DirectSends
 from postroom.errors import DatabaseUnavailable
 from postroom.http.auth import Keyring
+from postroom.http.passes import Passes
 from postroom.http.readiness import Readiness
-from postroom.queue.engine import Pass
+from postroom.queue.engine import Engine
 from postroom.room import Room
 from postroom.webhooks.intake import Intake
-from postroom.webhooks.source_settings import read_sources
 from postroom.webhooks.store import WebhookStore
-
-PASS_S_MAX = 50.0
-"""A pass claims no more after this time: whoever calls it each minute finds it done."""
-
-PASS_END_S = 8.0
-"""What a pass has to end in, beyond that; it goes on by itself where it takes longer."""
 
 _log = log.get_logger()
 
@@ -43,13 +37,13 @@ class Doors:
         self.room = room
         self.keyring = Keyring(room)
         self.readiness = Readiness(room)
-        self.sources = read_sources(room.settings)
+        self.sources = room.sources
         self.stopping = asyncio.Event()
         self._direct: DirectSends | None = None
         self._intake: Intake | None = None
         self._making = asyncio.Lock()
-        self._passing = asyncio.Lock()
-        self._passes: set[asyncio.Task[Pass]] = set()
+        self.email_passes = Passes(room, self._email_engine, self.stopping)
+        self.webhook_passes = Passes(room, self._webhook_engine, self.stopping)
         self._opened_here = False
 
     async def open(self) -> None:
@@ -64,8 +58,8 @@ class Doors:
     async def close(self) -> None:
         """End what was begun."""
         self.stopping.set()
-        if self._passes:
-            await asyncio.wait(self._passes)
+        await self.email_passes.close()
+        await self.webhook_passes.close()
         if self._intake is not None:
             await self._intake.close()
         direct, self._direct = self._direct, None
@@ -82,6 +76,13 @@ class Doors:
                 self._direct = self.room.direct_sends()
         return self._direct
 
+    async def _email_engine(self) -> Engine[Any]:
+        return self.room.email_engine()
+
+    async def _webhook_engine(self) -> Engine[Any]:
+        await self.room.prepare_handlers()
+        return self.room.webhook_engine()
+
     async def intake(self) -> Intake:
         """
         What stores webhook events.
@@ -93,36 +94,6 @@ class Doors:
         if self._intake is None:
             self._intake = Intake(WebhookStore(self.room.database))
         return self._intake
-
-    async def run_pass(self) -> Pass:
-        """
-        One pass over the e-mails that are due; one at a time.
-
-        Raises:
-            DatabaseUnavailable: The database is away; what was begun is settled when it is back.
-        """
-        await self.room.open()
-        ends = monotonic() + PASS_S_MAX
-        try:
-            async with asyncio.timeout(PASS_S_MAX):
-                await self._passing.acquire()
-        except TimeoutError:
-            return Pass(errors=["another pass is still going on"])
-        engine = self.room.email_engine()
-        task = asyncio.create_task(engine.run_pass(limit_s=ends - monotonic(), stop=self.stopping))
-        self._passes.add(task)
-        task.add_done_callback(self._passed)
-        try:
-            async with asyncio.timeout(PASS_S_MAX + PASS_END_S):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            raise DatabaseUnavailable("the pass does not end: the database is away") from None
-
-    def _passed(self, task: asyncio.Task[Pass]) -> None:
-        self._passes.discard(task)
-        self._passing.release()
-        if not task.cancelled():
-            task.exception()  # somebody may have stopped waiting for it
 
 
 def doors_of(request: Request) -> Doors:

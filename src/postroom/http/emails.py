@@ -42,7 +42,7 @@ async def process_email_queue(request: Request) -> Response:
     """One pass over what is due."""
     doors = doors_of(request)
     await doors.keyring.require_service(request)
-    done = await doors.run_pass()
+    done = await doors.email_passes.run()
     held = 0
     if done.began_at is not None:
         held = await doors.room.emails.count_held_by_limit(done.began_at)

@@ -62,6 +62,15 @@ async def receive(request: Request) -> Response:
     return await _keep(request, doors, source, came, verified)
 
 
+async def process_webhook_retries(request: Request) -> Response:
+    """One pass over what is due."""
+    doors = doors_of(request)
+    await doors.keyring.require_service(request)
+    done = await doors.webhook_passes.run()
+    answer = {"processed": done.done, "failed": done.failed, "total": done.done + done.failed}
+    return json_answer(answer | {"errors": done.errors} if done.errors else answer)
+
+
 async def _keep(
     request: Request, doors: Doors, source: Source, came: WebhookRequest, verified: Verified
 ) -> Response:
@@ -147,4 +156,5 @@ def _as_response(answer: Answer) -> Response:
 ROUTES = [
     Route("/webhooks/{source}", receive, methods=METHODS),
     Route("/functions/v1/stripe-webhook", receive, methods=METHODS),
+    Route("/functions/v1/process-webhook-retries", process_webhook_retries, methods=["POST"]),
 ]
