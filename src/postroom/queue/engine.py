@@ -172,10 +172,12 @@ class Engine(Generic[T]):
                     break
                 if self._starts.refusal is not None and self._starts.refusals >= REFUSED_STARTS_MAX:
                     raise self._starts.refusal
+                # Asked before the claim: what is settled during it may have held others up.
+                at_work = bool(self._buffer or self._in_flight or self._settles.open)
                 if claims := await self._claim(self._space(), before):
                     await self._put(claims)
                     await self._wait_for_room()
-                elif self._buffer or self._in_flight or self._settles.open:
+                elif at_work:
                     await asyncio.sleep(0.002)
                 else:
                     break
