@@ -26,6 +26,8 @@ shared_buffers = 128MB
 jit = off
 fsync = on
 synchronous_commit = on
+# Without "$user": that is schema postroom here, where a person's own tables have no business.
+search_path = 'public'
 log_line_prefix = '%m [%p] '
 log_checkpoints = off
 # Errors of statements go to who sent them: here they would repeat what the statement held.
