@@ -105,14 +105,10 @@ async def test_server_runs_while_it_is_used_and_no_longer(data_dir: Path) -> Non
 async def test_a_persons_own_tables_do_not_lie_among_those_of_postroom(data_dir: Path) -> None:
     """The user is called postroom as the schema is: by "$user" a table without a schema would go there."""
     async with embedded.running(data_dir) as url:
-        connection = await asyncpg.connect(url)
-        try:
-            await connection.execute("CREATE SCHEMA postroom; CREATE TABLE orders (id integer)")
-            assert await connection.fetchval(
-                "SELECT 'orders'::regclass::oid = 'public.orders'::regclass::oid"
-            )
-        finally:
-            await connection.close()
+        database = await Database.open(url)
+        await database.execute("CREATE SCHEMA postroom; CREATE TABLE orders (id integer)")
+        assert await database.fetchval("SELECT to_regclass('public.orders') IS NOT NULL")
+        await database.close()
 
 
 def test_users_that_start_at_once_share_one_server(data_dir: Path, users: ExitStack) -> None:
