@@ -70,7 +70,7 @@ class Workshop:
             "SELECT * FROM webhook_retry_queue WHERE webhook_event_id = $1", event_id
         )
         assert row is not None
-        return row
+        return dict(row)
 
     async def effects(self) -> list[tuple[str, str]]:
         """What handlers wrote, in order: (handler, event_id)."""
