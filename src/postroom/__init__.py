@@ -1,5 +1,5 @@
 """
-Reliable e-mail out of PostgreSQL.
+Reliable e-mail out of PostgreSQL, and webhooks into it.
 
     from postroom import Room
 
@@ -27,11 +27,13 @@ from postroom.errors import (
 if TYPE_CHECKING:
     from postroom.email.enqueue import Email
     from postroom.room import Room
+    from postroom.webhooks.event import Event
 
 __all__ = [
     "ConfigError",
     "DatabaseUnavailable",
     "Email",
+    "Event",
     "InvalidEmail",
     "PermanentFailure",
     "PostroomError",
@@ -56,6 +58,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of ours
             from postroom.email.enqueue import Email
 
             return Email
+        if name == "Event":
+            from postroom.webhooks.event import Event
+
+            return Event
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakSet
@@ -34,6 +32,7 @@ from postroom.email.mime import CheckedEmail, checked_row, message_id_of
 from postroom.email.transports.base import Start
 from postroom.email.transports.said import printable
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, TransportDown, UncertainOutcome
+from postroom.retry_after import retry_after_s
 from postroom.version import VERSION
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://api.resend.com"
 ANSWER_BYTES_MAX = 64 * 1024
-RETRY_AFTER_S_MAX = 24 * 3600.0
 REFUSED_SENDER_TRIES = 5
 """A sender that is refused so often in a row is this e-mail's fault, and no longer holds up the others."""
 
@@ -239,21 +237,11 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
         sent_id=printable(str(sent_id)) if sent_id else None,
         error_name=str(found.get("name") or ""),
         message=str(found.get("message") or response.reason or "no message"),
-        retry_after_s=_retry_after_s(response),
+        # Where it does not say it in so many words: the seconds until its window is over.
+        retry_after_s=retry_after_s(
+            response.headers.get("Retry-After") or response.headers.get("RateLimit-Reset")
+        ),
     )
-
-
-def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
-    """Retry-After in seconds or as a date, else the seconds of RateLimit-Reset; at most a day."""
-    value = (response.headers.get("Retry-After") or response.headers.get("RateLimit-Reset") or "").strip()
-    if value.isascii() and value.replace(".", "", 1).isdecimal() and len(value) < 20:
-        return min(float(value), RETRY_AFTER_S_MAX)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    left_s = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(left_s, 0.0), RETRY_AFTER_S_MAX)
 
 
 def _request(email: OutgoingEmail, checked: CheckedEmail) -> dict[str, object]:
