@@ -82,7 +82,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("POSTROOM_") and not name.startswith("POSTROOM_TEST_"):
             monkeypatch.delenv(name)
-    for name in ("RESEND_API_KEY", "STRIPE_WEBHOOK_SECRET"):
+    for name in ("RESEND_API_KEY", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -48,6 +48,8 @@ def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch)
         "JWT_SECRET": "jwt",
         "JWKS_URL": "https://x/jwks",
         "STRIPE_WEBHOOK_SECRET": "whsec_a, whsec_b",
+        "STRIPE_API_KEY": "rk_a",
+        "STRIPE_API_URL": "http://127.0.0.1:12111/",
         "PUBLIC_URL": "https://shop.example.com/",
         "HOST": "0.0.0.0",
         "PORT": "80",
@@ -71,6 +73,9 @@ def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch)
     assert settings.jwt_secret.get_secret_value() == "jwt"
     assert settings.jwks_url == "https://x/jwks"
     assert [s.get_secret_value() for s in settings.stripe_webhook_secrets] == ["whsec_a", "whsec_b"]
+    assert settings.stripe_api_key is not None
+    assert settings.stripe_api_key.get_secret_value() == "rk_a"
+    assert settings.stripe_api_url == "http://127.0.0.1:12111"
     assert settings.public_url == "https://shop.example.com"
     assert (settings.host, settings.port) == ("0.0.0.0", 80)
     assert (settings.log_format, settings.log_level) == ("json", "debug")
@@ -108,10 +113,13 @@ def test_sources_of_webhooks_are_kept_as_they_are_written() -> None:
 
 
 def test_keys_that_others_have_named_work_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RESEND_API_KEY makes Resend the transport, unless one is named; STRIPE_WEBHOOK_SECRET is taken."""
+    """RESEND_API_KEY makes Resend the transport, unless one is named; Stripe's are taken."""
     monkeypatch.setenv("RESEND_API_KEY", "re_1")
     monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_1")
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_1")
     settings = load_settings()
+    assert settings.stripe_api_key is not None
+    assert settings.stripe_api_key.get_secret_value() == "sk_1"
     assert settings.transport_urls == ("resend://re_1",)
     assert [s.get_secret_value() for s in settings.stripe_webhook_secrets] == ["whsec_1"]
     monkeypatch.setenv("POSTROOM_STRIPE_WEBHOOK_SECRET", "whsec_2")

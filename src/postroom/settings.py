@@ -93,6 +93,8 @@ class Settings(BaseSettings):
         data_dir: Absolute.
         sender: POSTROOM_FROM: the sender where an e-mail names none.
         log_format: None stands for text on a terminal, else JSON.
+        stripe_api_key: For `postroom webhooks reconcile`; STRIPE_API_KEY works too.
+        stripe_api_url: Another one is for tests.
         attempt_deadline_s: How long one attempt may take in all.
         webhooks: The [webhooks.*] tables of postroom.toml as they are written there.
     """
@@ -122,6 +124,10 @@ class Settings(BaseSettings):
     jwks_url: WebUrl | None = Field(default=None, description="an address that begins with https://")
     stripe_webhook_secret: SecretStr | None = Field(
         default=None, description="whsec_…, several separated by commas"
+    )
+    stripe_api_key: SecretStr | None = Field(default=None, description="sk_… or rk_…")
+    stripe_api_url: WebUrl = Field(
+        default="https://api.stripe.com", description="an address that begins with https:// or http://"
     )
     resend_api_key: SecretStr | None = Field(default=None, description="re_…")
     public_url: WebUrl | None = Field(

@@ -23,7 +23,11 @@ _CONFIG_DEFAULT = "postroom.toml"
 _KEYS = {"sender": "from", "log_format": "log"}
 
 # Variables that others have named: they count where nothing else says anything.
-_FALLBACKS = {"resend_api_key": "RESEND_API_KEY", "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET"}
+_FALLBACKS = {
+    "resend_api_key": "RESEND_API_KEY",
+    "stripe_api_key": "STRIPE_API_KEY",
+    "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
+}
 
 
 def key(field: str) -> str:

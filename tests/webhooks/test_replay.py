@@ -107,6 +107,7 @@ async def test_what_was_discarded_is_under_way_or_is_out_of_the_time_is_left_alo
     for place, columns in enumerate(others):
         await insert(database, f"event {place}", handlers_done=[], **columns)
     await insert(database, "at the start", handlers_done=[], created_at=SINCE)
+    assert (await preview(database, await select(database, SHOP, AUDIT), 9))[1] == 1
     assert (await replay(database, await select(database, SHOP, AUDIT))).count == 1
     assert list(await pending(database)) == ["at the start"]
 

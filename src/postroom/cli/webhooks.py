@@ -1,4 +1,4 @@
-"""`postroom webhooks`: say why a signature does not hold, and run events again."""
+"""`postroom webhooks`: why a signature does not hold; events again, or those that never arrived."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from postroom.cli.errors import WrongUsage
 from postroom.cli.house import opened_room, run
 from postroom.cli.screen import print_facts, print_json, print_line, print_table, progress
-from postroom.errors import PostroomError
+from postroom.errors import ConfigError, PostroomError
 from postroom.spans import parse_span
 from postroom.wording import count_of
 
@@ -151,6 +151,70 @@ def _print_preview(chosen: list[Chosen], total: int, *, json: bool) -> None:
                 (one.id, one.event_id, one.type, one.status, one.created_at, ", ".join(one.handlers))
                 for one in chosen
             ],
+        )
+
+
+@app.command("reconcile")
+def reconcile(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="One whose scheme is stripe.")],
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="T", help="Events made since: ISO 8601, or 2h, 3d ago; at most 29d."),
+    ],
+    events: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--events", metavar="TYPE", help="Only these types, such as 'checkout.*'; once for each."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Store the events of the provider's list that never arrived."""
+    from postroom.webhooks.reconcile import SINCE_MAX
+
+    now = datetime.now(UTC)
+    first = _moment("--since", since, now)
+    if first < now - SINCE_MAX:
+        raise WrongUsage(
+            f"--since {since} is more than {SINCE_MAX.days} days ago: an event is known for 30 days"
+        )
+    if first >= now:
+        raise WrongUsage(f"no time lies between --since {since} and now")
+    run(_reconcile(source, first, tuple(events or ["*"]), json=json))
+
+
+async def _reconcile(name: str, since: datetime, events: tuple[str, ...], *, json: bool) -> None:
+    from postroom.settings import load_settings
+    from postroom.webhooks.reconcile import reconcile_stripe
+    from postroom.webhooks.source_settings import STRIPE, read_sources
+    from postroom.webhooks.stripe_api import StripeApi
+
+    settings = load_settings()
+    source = _source(name, read_sources(settings))
+    if source.scheme.name != STRIPE:
+        raise WrongUsage(
+            f"source {name} is of scheme {source.scheme.name}: only Stripe's events can be listed"
+        )
+    if settings.stripe_api_key is None:
+        raise ConfigError("set STRIPE_API_KEY to a key that may read events: sk_… or rk_…")
+    api = StripeApi(settings.stripe_api_url, settings.stripe_api_key.get_secret_value())
+    with progress("listed 0 events") as tell:
+        async with opened_room() as room, api:
+            found = await reconcile_stripe(
+                room.database,
+                source,
+                api,
+                since,
+                events=events,
+                report=lambda so_far: tell(f"listed {so_far.listed:,} events, {so_far.missing:,} missing"),
+            )
+    if json:
+        print_json(found)
+    else:
+        print_line(f"{found.missing:,} of {count_of(found.listed, 'event')} had not arrived: stored now")
+    if found.refused:
+        raise PostroomError(
+            f"the database refused {count_of(found.refused, 'event')}: see its triggers and constraints"
         )
 
 

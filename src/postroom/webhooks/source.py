@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Literal
 
@@ -12,6 +15,8 @@ from postroom.webhooks.request import Answer, WebhookRequest
 from postroom.webhooks.schemes import Scheme, Verified
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
+
+LANE_CHARACTERS_MAX = 255
 
 ALL_EVENTS = ("*",)
 
@@ -59,6 +64,23 @@ class Lane:
     place: Place
     order: Place | None = None
     dead_letter: Literal["hold", "pass"] = "hold"
+
+    def name_in(self, request: WebhookRequest) -> str | None:
+        """The lane of a request's event; None where it names no object."""
+        name = self.place.read(request)
+        return name[:LANE_CHARACTERS_MAX].replace("\0", "") if name else None
+
+    def place_in(self, request: WebhookRequest) -> str | None:
+        """The provider's order: a number, or a time as one; None where it gives none that can be read."""
+        text = self.order.read(request) if self.order is not None else None
+        if text is None or len(text) > 50:
+            return None
+        with suppress(InvalidOperation):
+            number = Decimal(text)
+            return f"{number:f}" if number.is_finite() and number.adjusted() < 50 else None
+        with suppress(ValueError):
+            return f"{datetime.fromisoformat(text).timestamp():f}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
