@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from postroom import log
+from postroom.cli.garbage import collect_seldom
 from postroom.room import Room
 
 
@@ -32,6 +33,7 @@ async def main(settings: dict[str, Any]) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
     async with room:
         engine = room.email_engine()
+        collect_seldom()
         print("ready", flush=True)
         await words.readline()
         began_cpu_s = time.process_time()

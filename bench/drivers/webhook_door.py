@@ -15,6 +15,7 @@ from typing import Any
 import uvloop
 
 from postroom import log
+from postroom.cli.garbage import collect_seldom
 from postroom.http import app
 from postroom.http.server import serve
 from postroom.room import Room
@@ -54,6 +55,7 @@ async def main(settings: dict[str, Any]) -> None:
 
     async def obey() -> None:
         await address
+        collect_seldom()
         print("ready", flush=True)
         await words.readline()
         print(json.dumps({"url": await address}), flush=True)
