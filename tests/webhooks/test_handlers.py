@@ -344,6 +344,21 @@ async def test_events_of_a_lane_are_handled_one_after_the_other(database_url: st
         assert [event_id for _, event_id in await shop.effects()] == ["b1", "b2", "a1", "a2", "a3"]
 
 
+async def test_the_end_of_an_event_of_a_lane_wakes_those_who_sleep(database_url: str) -> None:
+    """The one behind it is free now; without a call it would be found at the next poll only."""
+    async with open_workshop(database_url, SQL) as shop:
+        await shop.room.database.execute(
+            "SELECT postroom.register_worker(gen_random_uuid(), 'webhook', 'h', 1, '0', true, true, '{}')"
+        )
+        await shop.keep("evt_1", lane="a", lane_place="1")
+        await shop.keep("evt_2")
+        with psycopg.connect(database_url, autocommit=True) as listening:
+            listening.execute("LISTEN postroom_webhook")
+            await shop.run()
+            heard = list(listening.notifies(timeout=5, stop_after=1))
+    assert [notify.channel for notify in heard] == ["postroom_webhook"]
+
+
 def test_the_same_name_twice_is_an_error(database_url: str) -> None:
     """What is done is remembered by it."""
     from postroom import Room

@@ -91,7 +91,7 @@ async def _check_database(room: Room) -> list[Finding]:
         return [*found, problem("schema", str(error), "run `postroom migrate`")]
     found.append(ok("schema", "up to date"))
     found += await check_access(room.database)
-    found += await check_queues(room.database, QUEUES, worked=["email"])
+    found += await check_queues(room.database, QUEUES, worked=["email", "webhook"])
     if room.settings.service_key is None and room.settings.database_url is not None:
         keys = await room.database.fetchval("SELECT count(*) FROM postroom.service_keys")
         if not keys:
