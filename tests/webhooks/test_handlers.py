@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -286,6 +287,59 @@ async def test_whatever_a_handler_raises_the_worker_goes_on(database_url: str, r
         assert (ended.done, ended.failed) == (1, 60)
         assert (row["status"], row["last_error"].partition(":")[0]) == ("pending", "raising")
         assert await shop.effects() == [("async", "evt_good")]
+
+
+@pytest.mark.parametrize(
+    "raised", [psycopg.Rollback(), StopIteration(), SystemExit(3), psycopg.OperationalError("gone")]
+)
+async def test_whatever_a_plain_handler_raises_it_is_not_done(
+    database_url: str, raised: BaseException
+) -> None:
+    """Also what psycopg takes as a wish to undo, and says nothing."""
+    async with open_workshop(database_url) as shop:
+
+        @shop.room.on("stripe", name="raising")
+        def fail(event: Event, db: psycopg.Connection[Any]) -> None:
+            write_sync(event, db)
+            raise raised
+
+        await shop.keep()
+        await shop.run()
+        row = await shop.row()
+        assert (row["status"], row["attempts"], row["handlers_done"]) == ("pending", 1, [])
+        assert row["last_error"].startswith("raising: ")
+        assert await shop.effects() == []
+
+
+async def test_a_plain_handler_cannot_commit_by_itself(database_url: str) -> None:
+    """psycopg refuses it, so nothing is there before the mark."""
+    async with open_workshop(database_url) as shop:
+
+        @shop.room.on("stripe", name="committing")
+        def commit(event: Event, db: psycopg.Connection[Any]) -> None:
+            write_sync(event, db)
+            db.commit()
+
+        await shop.keep()
+        await shop.run()
+        assert (await shop.row())["handlers_done"] == []
+        assert await shop.effects() == []
+
+
+async def test_a_swallowed_error_of_the_database_is_a_failure(database_url: str) -> None:
+    """The transaction can no longer commit, and the handler did not tell."""
+    async with open_workshop(database_url) as shop:
+
+        @shop.room.on("stripe", name="hiding")
+        async def hide(event: Event, db: Any) -> None:
+            await write(event, db)
+            with contextlib.suppress(Exception):
+                await db.execute("SELECT 1 / 0")
+
+        await shop.keep()
+        await shop.run()
+        assert (await shop.row())["handlers_done"] == []
+        assert await shop.effects() == []
 
 
 async def test_long_handlers_keep_no_claim_and_no_settle_waiting(database_url: str) -> None:

@@ -80,13 +80,10 @@ class CodeRunner:
         import psycopg
 
         connection = self._connection()
+        finished = False
         try:
             with connection.transaction():
-                answer = function(event, connection)
-                if inspect.isawaitable(answer):
-                    if inspect.iscoroutine(answer):
-                        answer.close()
-                    raise TemporaryFailure("the plain function gave a coroutine: write it as async def")
+                _call(function, event, connection)
                 finish = (claim.item.worker, claim.id, claim.lease_no, name, False)
                 try:
                     connection.execute(FINISH_HANDLER.format("%s", "%s", "%s", "%s", "%s"), finish)
@@ -94,6 +91,9 @@ class CodeRunner:
                     if error.sqlstate == LEASE_LOST:
                         raise NotStarted("the lease is lost") from error
                     raise
+                finished = True
+            if not finished:  # psycopg.Rollback, which leaves the block in silence
+                raise TemporaryFailure(_LEFT_TRANSACTION)
         finally:
             self._take_back(connection)
 
@@ -121,6 +121,17 @@ class CodeRunner:
             self._idle.append(connection)
         else:
             connection.close()
+
+
+def _call(function: Function, event: Event, connection: psycopg.Connection[Any]) -> None:
+    try:
+        answer = function(event, connection)
+    except (StopIteration, SystemExit) as error:  # neither gets out of a thread as it is
+        raise TemporaryFailure(f"{type(error).__name__}: {error}") from error
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TemporaryFailure("the plain function gave a coroutine: write it as async def")
 
 
 def is_async(function: Function) -> bool:

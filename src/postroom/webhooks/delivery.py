@@ -128,7 +128,7 @@ class Delivery:
             if settlement.ended_at is not None and settled.created_at is not None:
                 facts["total_ms"] = round((settlement.ended_at - settled.created_at).total_seconds() * 1000)
             if settlement.verdict == Verdict.UNHANDLED:
-                _log.warning("webhook.unhandled", **facts)
+                _log.info("webhook.unhandled", **facts)
             else:
                 _log.info("webhook.processed", **facts)
         elif settled.status == "dead_letter":
