@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from datetime import datetime
-from decimal import Decimal, InvalidOperation
 from time import time
 from uuid import uuid4
 
@@ -31,8 +28,6 @@ METHODS = ["POST", "GET"]
 
 DIAGNOSES_AT_ONCE = 2
 """Refused requests whose cause is looked for at once: a stranger must not keep the house busy with that."""
-
-LANE_CHARACTERS_MAX = 255
 
 _diagnoses = asyncio.Semaphore(DIAGNOSES_AT_ONCE)
 _log = log.get_logger()
@@ -74,6 +69,7 @@ async def process_webhook_retries(request: Request) -> Response:
 async def _keep(
     request: Request, doors: Doors, source: Source, came: WebhookRequest, verified: Verified
 ) -> Response:
+    lane = source.lane
     event = IncomingEvent(
         id=uuid4(),
         source=source.name,
@@ -81,9 +77,9 @@ async def _keep(
         event_type=verified.event_type,
         request=came,
         target=_target(request),
-        lane=_lane(source, came),
-        lane_place=_lane_place(source, came),
-        lane_holds=source.lane is not None and source.lane.dead_letter == "hold",
+        lane=lane.name_in(came) if lane else None,
+        lane_place=lane.place_in(came) if lane else None,
+        lane_holds=lane is not None and lane.dead_letter == "hold",
     )
     request.state.facts |= {"id": str(event.id), "event_id": event.event_id, "type": event.event_type}
     try:
@@ -111,25 +107,6 @@ def _target(request: Request) -> str:
     path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     query: bytes = request.scope["query_string"]
     return (path.partition(b"?")[0] + (b"?" + query if query else b"")).decode("latin-1")
-
-
-def _lane(source: Source, came: WebhookRequest) -> str | None:
-    lane = source.lane.place.read(came) if source.lane is not None else None
-    return lane[:LANE_CHARACTERS_MAX].replace("\0", "") if lane else None
-
-
-def _lane_place(source: Source, came: WebhookRequest) -> str | None:
-    """The provider's order: a number, or a time as a number; None where it gives none that can be read."""
-    order = source.lane.order if source.lane is not None else None
-    text = order.read(came) if order is not None else None
-    if text is None or len(text) > 50:
-        return None
-    with suppress(InvalidOperation):
-        number = Decimal(text)
-        return f"{number:f}" if number.is_finite() and number.adjusted() < 50 else None
-    with suppress(ValueError):
-        return f"{datetime.fromisoformat(text).timestamp():f}"
-    return None
 
 
 async def _say_why(doors: Doors, source: Source, came: WebhookRequest, error: SignatureError) -> None:
