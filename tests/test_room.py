@@ -376,7 +376,7 @@ def test_importing_postroom_costs_nothing() -> None:
     for name in postroom.__all__:
         assert getattr(postroom, name).__name__ == name
     with pytest.raises(AttributeError):
-        _ = postroom.Event  # type: ignore[attr-defined]
+        _ = postroom.Envelope  # type: ignore[attr-defined]
 
 
 def test_a_body_never_shows_in_a_repr() -> None:
