@@ -235,6 +235,20 @@ async def test_failed_at_keeps_what_an_old_caller_wrote(sql: Session, queue: Que
     assert (row["failed_at"], row["updated_at"]) == (written, written)
 
 
+async def test_failed_at_is_set_anew_at_each_end(sql: Session, queue: Queue) -> None:
+    """A row that an old caller gave another chance has failed when it fails again, not when it did before."""
+    row_id = await sql.insert(queue)
+    for status in ("dead_letter", "failed"):
+        await sql.execute(
+            f"UPDATE {queue.table} SET status = 'failed', failed_at = now() - interval '9 d' WHERE id = $1",
+            row_id,
+        )
+        await sql.execute(f"UPDATE {queue.table} SET status = 'pending' WHERE id = $1", row_id)
+        before = await sql.now()
+        await sql.execute(f"UPDATE {queue.table} SET status = $2 WHERE id = $1", row_id, status)
+        assert before <= (await sql.row(row_id, queue))["failed_at"] <= await sql.now()
+
+
 async def test_updated_at_is_set_at_every_change(sql: Session, queue: Queue) -> None:
     """Also where an old caller changes a column that decides nothing, and then nothing else changes."""
     row_id = await sql.insert(queue, updated_at=await sql.now() - timedelta(days=1))

@@ -278,7 +278,10 @@ BEGIN
         NEW.due_at := NULL;
         NEW.leased_by := NULL;
         IF v_changed AND NEW.status IN ('dead_letter', 'failed') THEN
-            NEW.failed_at := COALESCE(NEW.failed_at, v_now);
+            -- A time that comes with it counts; one that is left of an earlier end does not.
+            IF NEW.failed_at IS NULL OR (TG_OP = 'UPDATE' AND NEW.failed_at = OLD.failed_at) THEN
+                NEW.failed_at := v_now;
+            END IF;
         END IF;
     END IF;
     RETURN NEW;
