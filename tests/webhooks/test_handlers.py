@@ -342,6 +342,33 @@ async def test_a_swallowed_error_of_the_database_is_a_failure(database_url: str)
         assert await shop.effects() == []
 
 
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_connection_that_is_lost_costs_an_attempt_and_no_effect(database_url: str, kind: str) -> None:
+    """The server drops it in the middle of a handler; the next attempt has a new one."""
+    lost = [True]
+    drop = "SELECT pg_terminate_backend(pg_backend_pid())"
+    async with open_workshop(database_url) as shop:
+
+        async def lose(event: Event, db: Any) -> None:
+            await db.execute(WRITE, kind, event.event_id)
+            if lost and lost.pop():
+                await db.execute(drop)
+
+        def lose_sync(event: Event, db: psycopg.Connection[Any]) -> None:
+            db.execute(WRITE_SYNC, (kind, event.event_id))
+            if lost and lost.pop():
+                db.execute(drop)
+
+        shop.room.on("stripe", name=kind)(lose if kind == "async" else lose_sync)
+        await shop.keep()
+        await shop.run()
+        row = await shop.row()
+        assert (row["status"], row["attempts"], row["handlers_done"]) == ("pending", 1, [])
+        await shop.run_again()
+        assert await shop.effects() == [(kind, "evt_1")]
+        assert (await shop.row())["status"] == "processed"
+
+
 async def test_long_handlers_keep_no_claim_and_no_settle_waiting(database_url: str) -> None:
     """As many as may hold a transaction hold one; others' events are settled meanwhile."""
     release = asyncio.Event()
