@@ -39,7 +39,7 @@ async def test_a_preflight_is_answered_to_everybody(served: Served) -> None:
     asked = {
         "origin": "https://shop.example.com",
         "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization, x-client-info, apikey, content-type",
+        "access-control-request-headers": "authorization, x-region",
     }
     async with httpx.AsyncClient(base_url=served.url, trust_env=False) as browser:
         for path in (SEND, PROCESS, "/functions/v1/whatever"):
@@ -48,7 +48,7 @@ async def test_a_preflight_is_answered_to_everybody(served: Served) -> None:
             assert answer.headers["access-control-allow-origin"] == "*"
             assert "POST" in answer.headers["access-control-allow-methods"]
             allowed = {name.strip() for name in answer.headers["access-control-allow-headers"].split(",")}
-            assert allowed >= {"authorization", "x-client-info", "apikey", "content-type"}
+            assert allowed >= {"authorization", "x-client-info", "apikey", "content-type", "x-region"}
 
 
 async def test_browsers_may_read_every_answer(served: Served) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,8 +13,8 @@ _ORIGIN = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": "retry-after",
 }
+_HEADERS = "authorization, x-client-info, apikey, content-type"
 _PREFLIGHT = {
-    "access-control-allow-headers": "authorization, x-client-info, apikey, content-type",
     "access-control-allow-methods": "POST, OPTIONS",
     "access-control-max-age": "86400",
 }
@@ -38,7 +38,12 @@ class Cors:
             await send(message)
 
         if scope["method"] == "OPTIONS":
-            await PlainTextResponse("ok", headers=_PREFLIGHT)(scope, receive, send_with_headers)
+            # Further ones, such as x-region, are allowed where they are asked for.
+            asked = Headers(scope=scope).get("access-control-request-headers")
+            headers = _PREFLIGHT | {
+                "access-control-allow-headers": f"{_HEADERS}, {asked}" if asked else _HEADERS
+            }
+            await PlainTextResponse("ok", headers=headers)(scope, receive, send_with_headers)
         else:
             await self._app(scope, receive, send_with_headers)
 

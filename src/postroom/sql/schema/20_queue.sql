@@ -259,6 +259,9 @@ BEGIN
         IF NOT v_changed AND NEW.next_retry_at IS NOT DISTINCT FROM OLD.next_retry_at THEN
             RETURN NEW;
         END IF;
+    ELSE
+        -- A client that names every column, such as a bulk insert by PostgREST, gives NULL for what it leaves out.
+        NEW.status := COALESCE(NEW.status, 'pending');
     END IF;
 
     IF NEW.status = 'pending' THEN
