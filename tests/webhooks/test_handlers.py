@@ -210,6 +210,20 @@ async def test_a_permanent_failure_is_a_dead_letter_and_keeps_the_others(databas
         assert await shop.effects() == [("sql", "evt_1")]
 
 
+async def test_what_a_handler_says_is_kept_whatever_characters_it_has(database_url: str) -> None:
+    """NUL and half a character can stand in no row: the outcome was repeated for ever, and others with it."""
+    async with open_workshop(database_url) as shop:
+
+        async def strange(event: Event, db: Any) -> None:
+            raise ValueError("half \ud800, nothing \0, end")
+
+        shop.room.on("stripe", name="strange")(strange)
+        await shop.keep()
+        async with asyncio.timeout(10):
+            await shop.run()
+        assert (await shop.row())["last_error"] == "strange: ValueError: half ?, nothing , end"
+
+
 async def test_a_handler_says_when_to_try_again(database_url: str) -> None:
     """The longest of the waits counts, where it is longer than the schedule's."""
     async with open_workshop(database_url) as shop:

@@ -41,8 +41,7 @@ class Delivery:
         self, worker: UUID, limit: int, before: datetime | None, held: int
     ) -> list[Claim[OutgoingEmail]]:
         # Rows whose recipient's limit is reached are planned away as they turn up; while they stand in
-        # front, more
-        # are claimed than the global limit has slots for, so that they hold up nobody.
+        # front, more are claimed than the global limit has slots for, so that they hold up nobody.
         self._beyond = min(self._beyond * 2 + 10, BEYOND_MAX) if self._planned else 0
         self._planned = 0
         return await self.store.claim(worker, limit, before, self._beyond - held)

@@ -15,13 +15,11 @@ import orjson
 from postroom.database.connect import Database
 from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
+from postroom.queue import statements
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 
 START_GOOD_S = 0.25
 """A slot of a limit is good for 250 ms: then the mail's transaction has begun, or it is taken anew."""
-
-REPLY_CHARS_MAX = 1_000
-"""What the other side said, as far as it is kept."""
 
 HELD_COUNT_MAX = 100_000
 """Waiting rows beyond this many are not counted."""
@@ -80,12 +78,10 @@ class EmailStore:
         rows = await self._database.fetch(
             "SELECT id, state, waits_for, due_at FROM postroom.begin_emails($1, $2, $3, $4, $5)",
             worker,
-            [claim.id for claim in asked],
-            [claim.lease_no for claim in asked],
-            [claim.id for claim in begun],
-            [claim.lease_no for claim in begun],
+            *statements.leases(asked),
+            *statements.leases(begun),
         )
-        return [Begun(row["id"], row["state"], row["waits_for"], row["due_at"]) for row in rows]
+        return [statements.begun(row) for row in rows]
 
     async def begin_direct(
         self, worker: UUID, email_id: UUID, accepted: AcceptedEmail
@@ -186,29 +182,16 @@ class EmailStore:
             SELECT id, status, attempts, next_retry_at, created_at
             FROM postroom.settle_emails($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
             """,
-            worker,
-            [settlement.claim.id for settlement in settlements],
-            [settlement.claim.lease_no for settlement in settlements],
-            [settlement.verdict for settlement in settlements],
-            [
-                _storable(settlement.outcome.reply) if settlement.outcome else None
-                for settlement in settlements
-            ],
-            [settlement.outcome.retry_after_s if settlement.outcome else None for settlement in settlements],
-            [_entry(settlement, worker) for settlement in settlements],
+            *statements.outcomes(worker, settlements),
         )
-        return [
-            Settled(row["id"], row["status"], row["attempts"], row["next_retry_at"], row["created_at"])
-            for row in rows
-        ]
+        return [statements.settled(row) for row in rows]
 
     async def extend(self, worker: UUID, claims: Sequence[Claim[OutgoingEmail]]) -> set[UUID]:
         """Take another lease of e-mails that are held; returns those that are still ours."""
         rows = await self._database.fetch(
             "SELECT postroom.extend_email_leases($1, $2, $3) AS id",
             worker,
-            [claim.id for claim in claims],
-            [claim.lease_no for claim in claims],
+            *statements.leases(claims),
         )
         return {row["id"] for row in rows}
 
@@ -237,7 +220,7 @@ class EmailStore:
             """,
             name,
             pause_s,
-            None if reason is None else _storable(reason),
+            None if reason is None else statements.storable(reason),
             failures,
         )
 
@@ -261,26 +244,6 @@ def _email(row: Any) -> OutgoingEmail:
     )
 
 
-def _entry(settlement: Settlement[OutgoingEmail], worker: UUID) -> str | None:
-    """The attempt as the row's attempt_log keeps it; None where nothing was attempted."""
-    if settlement.outcome is None:
-        return None
-    return orjson.dumps(
-        {
-            "at": settlement.ended_at,
-            "ms": settlement.attempt_ms,
-            "outcome": settlement.verdict,
-            "reply": _storable(settlement.outcome.reply),
-            "worker": str(worker),
-        }
-    ).decode()
-
-
 def json_text(value: object) -> str | None:
     """A value that check_email has accepted, as jsonb takes it; the standard library writes any integer."""
     return None if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _storable(text: str) -> str:
-    """Text as PostgreSQL can keep it: no NUL, no lone surrogate, of a bounded length."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()[:REPLY_CHARS_MAX]

@@ -15,11 +15,9 @@ import orjson
 from postroom.database.connect import Database
 from postroom.database.connection import Connection
 from postroom.errors import NotStarted
+from postroom.queue import statements
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 from postroom.webhooks.event import Event, IncomingEvent, headers_list, headers_object
-
-REPLY_CHARS_MAX = 1_000
-"""What a handler said, as far as it is kept."""
 
 LEASE_LOST = "PR001"
 
@@ -48,7 +46,7 @@ class WebhookStore:
     """
     Stores, claims, begins and settles webhook events.
 
-    Args:
+    Attributes:
         not_of: Sources whose events this worker leaves alone: another one has their handlers.
     """
 
@@ -111,41 +109,28 @@ class WebhookStore:
         rows = await self._database.fetch(
             "SELECT id, state, waits_for, due_at FROM postroom.begin_webhooks($1, $2, $3, $4, $5)",
             worker,
-            [claim.id for claim in asked],
-            [claim.lease_no for claim in asked],
-            [claim.id for claim in begun],
-            [claim.lease_no for claim in begun],
+            *statements.leases(asked),
+            *statements.leases(begun),
         )
-        return [Begun(row["id"], row["state"], row["waits_for"], row["due_at"]) for row in rows]
+        return [statements.begun(row) for row in rows]
 
     async def settle(self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]]) -> list[Settled]:
         """Write outcomes down, in one statement; what has passed to another worker is not in the answer."""
-        outcomes = [one.outcome for one in settlements]
         rows = await self._database.fetch(
             """
             SELECT id, status, attempts, next_retry_at, created_at
             FROM postroom.settle_webhooks($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
             """,
-            worker,
-            [one.claim.id for one in settlements],
-            [one.claim.lease_no for one in settlements],
-            [one.verdict for one in settlements],
-            [outcome and outcome.reply[:REPLY_CHARS_MAX].replace("\0", "") for outcome in outcomes],
-            [outcome and outcome.retry_after_s for outcome in outcomes],
-            [_entry(worker, one) for one in settlements],
+            *statements.outcomes(worker, settlements),
         )
-        return [
-            Settled(row["id"], row["status"], row["attempts"], row["next_retry_at"], row["created_at"])
-            for row in rows
-        ]
+        return [statements.settled(row) for row in rows]
 
     async def extend(self, worker: UUID, claims: Sequence[Claim[ClaimedEvent]]) -> set[UUID]:
         """Take another lease of events that are held; returns those that are still ours."""
         rows = await self._database.fetch(
             "SELECT postroom.extend_webhook_leases($1, $2, $3) AS id",
             worker,
-            [claim.id for claim in claims],
-            [claim.lease_no for claim in claims],
+            *statements.leases(claims),
         )
         return {row["id"] for row in rows}
 
@@ -262,17 +247,3 @@ def _claimed(row: Any, worker: UUID) -> ClaimedEvent:
         frozenset(row["handlers_done"] or ()),
         frozenset(row["handlers_stopped"] or ()),
     )
-
-
-def _entry(worker: UUID, settlement: Settlement[ClaimedEvent]) -> str | None:
-    """One line of the row's attempt_log."""
-    if settlement.outcome is None:
-        return None
-    entry = {
-        "at": settlement.ended_at.isoformat() if settlement.ended_at else None,
-        "ms": settlement.attempt_ms,
-        "outcome": settlement.verdict,
-        "reply": settlement.outcome.reply[:REPLY_CHARS_MAX].replace("\0", ""),
-        "worker": str(worker),
-    }
-    return orjson.dumps(entry).decode()

@@ -48,7 +48,7 @@ BEGIN
 END;
 $$;
 
--- due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
+-- lock_due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
 CREATE OR REPLACE FUNCTION postroom.lock_due_emails(
     p_priority integer, p_limit integer, p_before timestamptz
 )
