@@ -18,8 +18,9 @@ BATCH_MAX = 200
 
 GATHER_S = 0.001
 """
-While others are in flight, a start waits so long for company. With the same of settles it brought the
-CPU time of worker and PostgreSQL from 0.64 to 0.44 ms a mail.
+While others are in flight, a start waits so long for company. At 2 ms, with that of settles, the CPU time of
+worker and PostgreSQL went from 0.64 to 0.44 ms a mail; a full queue gave 3,000 mails/s at 4 ms, 3,600 at 2
+and 4,500 at 0.5.
 """
 
 LEASE_LEFT_MIN_S = 0.2
@@ -33,7 +34,7 @@ _log = log.get_logger()
 
 class Starts(Generic[T]):
     """
-    Groups the starts of a worker: what has come within two milliseconds goes together.
+    Groups the starts of a worker: what comes within GATHER_S goes together.
 
     Without the mark a kill -9 would blame every mail in the buffer; with a statement for each the
     database would be the limit. A start that is alone waits for nobody.

@@ -79,18 +79,14 @@ class Intake:
             raise LineFull(f"{self._held} events wait to be stored")
         self._held += 1
         self._held_bytes += event.size_bytes
-        try:
-            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._line.append((event, future))
-            if len(self._writers) < WRITERS:
-                writer = asyncio.create_task(self._write())
-                self._writers.add(writer)
-                writer.add_done_callback(self._writers.discard)
-            # A provider that hangs up takes nothing back: what is in the line is stored.
-            return await future
-        finally:
-            self._held -= 1
-            self._held_bytes -= event.size_bytes
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._line.append((event, future))
+        if len(self._writers) < WRITERS:
+            writer = asyncio.create_task(self._write())
+            self._writers.add(writer)
+            writer.add_done_callback(self._writers.discard)
+        # Who stops waiting takes nothing back: what is in the line is stored, and counts until then.
+        return await future
 
     async def close(self) -> None:
         """Store what is in the line."""
@@ -100,6 +96,8 @@ class Intake:
     async def _write(self) -> None:
         while batch := self._next_batch():
             await self._keep(batch)
+            self._held -= len(batch)
+            self._held_bytes -= sum(event.size_bytes for event, _ in batch)
 
     def _next_batch(self) -> list[tuple[IncomingEvent, asyncio.Future[bool]]]:
         batch: list[tuple[IncomingEvent, asyncio.Future[bool]]] = []

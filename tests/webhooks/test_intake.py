@@ -1,0 +1,50 @@
+"""The line between the door and the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID, uuid4
+
+import pytest
+
+from postroom.webhooks.event import IncomingEvent
+from postroom.webhooks.intake import LINE_EVENTS_MAX, Intake, LineFull
+from postroom.webhooks.request import Headers, WebhookRequest
+
+
+class SlowKeeper:
+    """Stores when it is told to."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.kept: list[UUID] = []
+
+    async def keep(self, events: Sequence[IncomingEvent]) -> set[UUID]:
+        """All of them are new."""
+        await self.may.wait()
+        self.kept += [event.id for event in events]
+        return {event.id for event in events}
+
+
+def event() -> IncomingEvent:
+    """One as small as can be."""
+    request = WebhookRequest("POST", "http://localhost/webhooks/x", Headers(), b"{}")
+    return IncomingEvent(uuid4(), "x", None, None, request, "/webhooks/x")
+
+
+async def test_a_full_line_takes_no_more_though_nobody_waits_any_longer() -> None:
+    """Providers that hang up take nothing back: their events are held, count, and are stored."""
+    keeper = SlowKeeper()
+    intake = Intake(keeper)
+    waiting = [asyncio.create_task(intake.keep(event())) for _ in range(LINE_EVENTS_MAX)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    with pytest.raises(LineFull):
+        await intake.keep(event())
+    keeper.may.set()
+    await intake.close()
+    assert len(keeper.kept) == LINE_EVENTS_MAX
+    assert await intake.keep(event())
