@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,16 +14,12 @@ import pytest
 import stripe
 
 from postroom import Room
-from postroom.database.migrate import migrate
 from postroom.testing import signed
 from tests.http.conftest import Served, serving, settings_of
-from tests.support.postgres import SETTINGS, running_server
-from tests.support.waiting import until
 
 SECRET = "whsec_of_the_tests"
 DOOR = "/webhooks/stripe"
 PROCESS = "/functions/v1/process-webhook-retries"
-DURABLE = SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on")
 SOURCES = {
     "github": {"scheme": "github", "secrets": ["a secret of github"]},
     "twilio": {"scheme": "twilio", "secrets": ["a token of twilio"]},
@@ -226,33 +221,6 @@ async def test_an_event_that_the_database_refuses_stops_no_other(door: Served) -
     assert [n for n, answer in enumerate(answers) if answer.status_code != 200] == [13]
     assert answers[13].status_code == 503
     assert len(await stored(door)) == 39
-
-
-@pytest.mark.timeout(120)
-async def test_every_200_is_in_the_table_though_the_database_is_killed_meanwhile(tmp_path: Path) -> None:
-    """The rest are 503: the provider sends them again."""
-    with running_server(settings=DURABLE) as server:
-        url = server.url_of(server.create_database())
-        await migrate(url)
-        answers: dict[str, int] = {}
-        settings = settings_of(url, tmp_path, stripe_webhook_secret=SECRET)
-        async with Room(**settings) as room, serving(room, key=None) as door:
-
-            async def provider(first: int) -> None:
-                for n in range(first, 600, 30):
-                    answer = await post(door, b'{"id":"evt_%d"}' % n)
-                    answers[f"evt_{n}"] = answer.status_code
-
-            async def kill() -> None:
-                await until(lambda: len(answers) > 150)
-                await asyncio.to_thread(server.stop, signal.SIGKILL)
-                await until(lambda: 503 in answers.values())
-                await asyncio.to_thread(server.start)
-
-            await asyncio.gather(kill(), *(provider(first) for first in range(30)))
-            there = {row["webhook_event_id"] for row in await stored(door)}
-    assert set(answers.values()) == {200, 503}
-    assert {event_id for event_id, status in answers.items() if status == 200} <= there
 
 
 async def test_a_pass_handles_what_is_due_and_says_what_came_of_it(database_url: str, tmp_path: Path) -> None:

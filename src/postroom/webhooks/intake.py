@@ -82,9 +82,7 @@ class Intake:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._line.append((event, future))
         if len(self._writers) < WRITERS:
-            writer = asyncio.create_task(self._write())
-            self._writers.add(writer)
-            writer.add_done_callback(self._writers.discard)
+            self._writers.add(asyncio.create_task(self._write()))
         # Who stops waiting takes nothing back: what is in the line is stored, and counts until then.
         return await future
 
@@ -94,10 +92,17 @@ class Intake:
             await asyncio.wait(self._writers)
 
     async def _write(self) -> None:
-        while batch := self._next_batch():
-            await self._keep(batch)
-            self._held -= len(batch)
-            self._held_bytes -= sum(event.size_bytes for event, _ in batch)
+        try:
+            while batch := self._next_batch():
+                await self._keep(batch)
+                self._held -= len(batch)
+                self._held_bytes -= sum(event.size_bytes for event, _ in batch)
+        finally:
+            # In the step in which the line was seen to be empty: by a callback of the task, an event that
+            # comes in between would find two writers, and be written by neither.
+            writer = asyncio.current_task()
+            assert writer is not None
+            self._writers.discard(writer)
 
     def _next_batch(self) -> list[tuple[IncomingEvent, asyncio.Future[bool]]]:
         batch: list[tuple[IncomingEvent, asyncio.Future[bool]]] = []
