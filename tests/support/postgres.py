@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psycopg
@@ -56,6 +56,10 @@ class PostgresServer:
         """The postmaster's process id."""
         assert self._process is not None
         return self._process.pid
+
+    def is_running(self) -> bool:
+        """Whether the postmaster lives, ready or not."""
+        return self._process is not None and self._process.poll() is None
 
     def url_of(self, database: str, user: str = "postgres") -> str:
         """The address of a database on this server; local users need no password."""
@@ -154,15 +158,18 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_server(programs_folder: Path | None = None, settings: str = SETTINGS) -> Iterator[PostgresServer]:
+def running_server(
+    programs_folder: Path | None = None, settings: str = SETTINGS, folder: Path | None = None
+) -> Iterator[PostgresServer]:
     """
     A new server that runs while the block does.
 
     Args:
         programs_folder: Whose programs; None takes those that postroom brings.
         settings: Lines of its postgresql.conf.
+        folder: Where its data are; None makes one that is gone afterwards.
     """
-    with temporary_folder() as folder:
+    with nullcontext(folder) if folder is not None else temporary_folder() as folder:
         account = account_for(folder / "data")
         if programs_folder is None:
             programs = find_programs(account, copies=[folder])

@@ -18,6 +18,7 @@ Source: PostgreSQL's documentation, "Frontend/Backend Protocol", "Message Format
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import struct
@@ -89,6 +90,7 @@ class Rule:
         within: Where set, an earlier statement of the same transaction must match it: whose COMMIT it is.
         skip: So many matches pass first.
         times: How often it strikes; None is every time.
+        share: The share of matches that it strikes.
         fired: How often it has struck.
     """
 
@@ -97,6 +99,7 @@ class Rule:
     within: re.Pattern[str] | None = None
     skip: int = 0
     times: int | None = 1
+    share: float = 1.0
     fired: int = 0
 
     def strikes(self, statements: list[str], before: list[str]) -> bool:
@@ -109,6 +112,8 @@ class Rule:
             return False
         if self.skip > 0:
             self.skip -= 1
+            return False
+        if self.share < 1 and random.random() >= self.share:
             return False
         self.fired += 1
         return True
@@ -141,7 +146,14 @@ class Proxy:
         return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}"))
 
     def on(
-        self, pattern: str, fault: Fault, *, within: str | None = None, skip: int = 0, times: int | None = 1
+        self,
+        pattern: str,
+        fault: Fault,
+        *,
+        within: str | None = None,
+        skip: int = 0,
+        times: int | None = 1,
+        share: float = 1.0,
     ) -> Rule:
         """Break the line at a statement; see Rule. Of several rules for one statement the first strikes."""
         rule = Rule(
@@ -150,6 +162,7 @@ class Proxy:
             re.compile(within, re.IGNORECASE) if within is not None else None,
             skip,
             times,
+            share,
         )
         self._rules.append(rule)
         return rule
