@@ -21,6 +21,7 @@ import asyncpg
 
 from postroom.database.connection import Connection, unavailable
 from postroom.database.listen import Listener
+from postroom.database.moments import read_all_moments
 from postroom.errors import ConfigError, DatabaseUnavailable
 
 DEADLINE_S = 10.0
@@ -280,7 +281,7 @@ class Database:
             settings["jit"] = "off"  # with stale statistics it costs a claim 200 ms, and it never helps one
         options: dict[str, Any] = {"statement_cache_size": 0} if plain else {}
         try:
-            return await asyncpg.connect(
+            connection: Connection = await asyncpg.connect(
                 url,
                 timeout=left_s,
                 command_timeout=self._deadline_s,
@@ -288,6 +289,8 @@ class Database:
                 server_settings=settings,
                 **options,
             )
+            await read_all_moments(connection)
+            return connection
         except (ValueError, asyncpg.ClientConfigurationError):
             # Its text may hold a part of the password that was taken for a port.
             raise ConfigError(_NOT_AN_ADDRESS) from None

@@ -10,8 +10,6 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from postroom.database.connect import Database
 from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
@@ -226,7 +224,7 @@ class EmailStore:
 
 
 def _email(row: Any) -> OutgoingEmail:
-    headers = orjson.loads(row["headers"]) if row["headers"] not in (None, "null") else {}
+    headers = statements.read_json(row["headers"]) if row["headers"] not in (None, "null") else {}
     return OutgoingEmail(
         row["id"],
         row["to_email"],

@@ -12,6 +12,7 @@ import asyncpg
 import orjson
 
 from postroom.database.connect import Database
+from postroom.queue.statements import read_json
 from postroom.queue.table import QueueTable
 
 REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale")
@@ -90,12 +91,17 @@ async def list_dead_letters(
 
 async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[str, Any] | None:
     """All columns of one row, its body and its attempts too."""
-    text = await database.fetchval(
-        f"SELECT row_to_json(item)::text FROM {queue.table} AS item WHERE item.id = $1",  # noqa: S608 - a table of ours
+    columns = await database.fetch(
+        f"""
+        SELECT one.key, one.value::text
+        FROM {queue.table} AS item
+        CROSS JOIN LATERAL json_each(row_to_json(item)) AS one (key, value)
+        WHERE item.id = $1
+        """,  # noqa: S608 - a table of ours
         row_id,
         deadline_s=_DEADLINE_S,
     )
-    return None if text is None else dict(orjson.loads(text))
+    return {column["key"]: _readable(column["value"]) for column in columns} or None
 
 
 async def decide(
@@ -149,6 +155,16 @@ async def decide_all(
             report(len(done))
             last = ids[-1]
     return Decided(done, refused)
+
+
+def _readable(text: str) -> Any:
+    """A column's value; as text where jsonb holds more than can be written again (levels, digits)."""
+    value = read_json(text)
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return text
+    return value
 
 
 def _where(reason: str | None) -> str:

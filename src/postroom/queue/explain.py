@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from postroom.database.connect import Database
+from postroom.queue.statements import read_json
 from postroom.queue.status import ALIVE, LimitStatus, TransportStatus, read_limits, read_paused_transports
 from postroom.queue.table import QueueTable
 from postroom.wording import count_of, duration, moment
@@ -306,9 +305,11 @@ def _row_sql(queue: QueueTable) -> str:
             {about},
             COALESCE(item.due_at, item.next_retry_at) AS due_at,
             COALESCE(item.due_at, item.next_retry_at, '-infinity') <= clock_timestamp() AS is_due,
-            COALESCE(extract(EPOCH FROM clock_timestamp() - NULLIF(
-                COALESCE(item.due_at, item.next_retry_at, item.created_at), '-infinity'
-            )), 0)::double precision AS due_for_s,
+            COALESCE((
+                SELECT extract(EPOCH FROM clock_timestamp() - since.moment)
+                FROM (VALUES (COALESCE(item.due_at, item.next_retry_at, item.created_at))) AS since (moment)
+                WHERE isfinite(since.moment)
+            ), 0)::double precision AS due_for_s,
             worker.host, worker.pid,
             extract(EPOCH FROM clock_timestamp() - worker.seen_at)::double precision AS seen_s,
             COALESCE(worker.seen_at > clock_timestamp() - {ALIVE}, false) AS worker_alive,
@@ -348,7 +349,7 @@ def _before_sql(queue: QueueTable) -> str:
 
 
 def _json(text: str | None) -> object:
-    return None if text is None else orjson.loads(text)
+    return None if text is None else read_json(text)
 
 
 def attempts_of(log: object) -> list[Attempt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,23 @@ REPLY_CHARS_MAX = 1_000
 def storable(text: str) -> str:
     """Text as PostgreSQL can keep it: no NUL, no lone surrogate, of a bounded length."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()[:REPLY_CHARS_MAX]
+
+
+def read_json(text: str) -> Any:
+    """
+    What a column of jsonb holds; its text where no parser takes it, however it got in.
+
+    jsonb holds what orjson refuses (a number beyond a float, more than 1,024 levels), and one row must not
+    make a whole batch fail.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def leases(claims: Sequence[Claim[Any]]) -> tuple[list[UUID], list[int]]:

@@ -138,5 +138,5 @@ class Event:
 
 
 def _fields(headers: str | None) -> list[tuple[str, str]]:
-    found = orjson.loads(headers) if headers else None
+    found = parse_json(headers.encode()) if headers else None
     return [(name, str(value)) for name, value in found.items()] if isinstance(found, dict) else []

@@ -209,7 +209,7 @@ BEGIN
             )
         ORDER BY COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
         LIMIT 1;
-        v_next := LEAST(v_next, v_due);
+        v_next := LEAST(v_next, NULLIF(v_due, 'infinity'));
     END LOOP;
     RETURN CASE
         WHEN v_next = '-infinity' THEN 0
