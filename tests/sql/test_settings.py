@@ -26,6 +26,10 @@ DEFAULTS = {
 LIMIT = (
     "write a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off"
 )
+FURTHER = (
+    "email.limit.domain.DOMAIN, email.limit.sender.ADDRESS, email.limit.type.TYPE, "
+    "email.limit.transport.smtp|smtps|resend|maildir or a transport's name"
+)
 BACKOFF = "write 1 to 50 spans of 1ms to 31d with commas between them, such as 1s,5s,30s,5m,30m"
 LEASE = "write a span of 1s to 1d, such as 60s"
 RETENTION = "write a span of 1m to 36500d, such as 30d; or off"
@@ -111,7 +115,7 @@ async def test_an_unknown_key_is_refused_with_the_list_of_keys(sql: Session) -> 
     for key in ("email.limit", "retention.everything", "leases", ""):
         with pytest.raises(asyncpg.InvalidParameterValueError, match="there is no setting") as refused:
             await sql.set(key, "1s")
-        assert refused.value.hint == "Settings: " + ", ".join(DEFAULTS)
+        assert refused.value.hint == f"Settings: {', '.join(DEFAULTS)}, {FURTHER}"
 
 
 async def test_a_plain_update_is_checked_as_well(sql: Session) -> None:

@@ -38,13 +38,11 @@ def list_(json: Json = False) -> None:
 @app.command("get")
 def get(key: Key, json: Json = False) -> None:
     """Print one setting's value."""
-    found = {setting.key: setting for setting in run(_read())}
-    if key not in found:
-        raise WrongUsage(f"there is no setting {key!r}; settings: {', '.join(found)}")
+    value = run(_read_one(key))
     if json:
-        print_json({key: found[key].value})
+        print_json({key: value})
     else:
-        print_line(found[key].value)
+        print_line(value)
 
 
 @app.command("set")
@@ -66,6 +64,17 @@ async def _read() -> list[Setting]:
 
     async with opened_room() as room:
         return await read_settings(room.database)
+
+
+async def _read_one(key: str) -> str:
+    from postroom.queue.policy import read_setting, read_settings
+
+    async with opened_room() as room:
+        value = await read_setting(room.database, key)
+        if value is None:
+            known = ", ".join(setting.key for setting in await read_settings(room.database))
+            raise WrongUsage(f"there is no setting {key!r}; settings: {known}")
+        return value
 
 
 async def _set(key: str, value: str) -> tuple[str | None, str]:

@@ -40,8 +40,8 @@ class Delivery:
     async def claim(
         self, worker: UUID, limit: int, before: datetime | None, held: int
     ) -> list[Claim[OutgoingEmail]]:
-        # Rows whose recipient's limit is reached are planned away as they turn up; while they stand in
-        # front, more are claimed than the global limit has slots for, so that they hold up nobody.
+        # Rows that another limit than the global one stops are planned away as they turn up; while they
+        # stand in front, more are claimed than the global one has slots for, so that they hold up nobody.
         self._beyond = min(self._beyond * 2 + 10, BEYOND_MAX) if self._planned else 0
         self._planned = 0
         return await self.store.claim(worker, limit, before, self._beyond - held)
@@ -64,7 +64,10 @@ class Delivery:
         await self.store.tend()
 
     async def attempt(self, claim: Claim[OutgoingEmail], start: Start) -> str:
-        return await self.transport.send(claim.item, start)
+        def take(transport_name: str) -> None:
+            claim.route = transport_name
+
+        return await self.transport.send(claim.item, start, on_route=take)
 
     def paused_s(self) -> float:
         return self.transport.paused_for_s() or 0.0
@@ -97,7 +100,7 @@ class Delivery:
             _log.warning("email.put_back", next_retry_at=next_at, **facts)
 
     def report_put_back(self, claim: Claim[OutgoingEmail], begun: Begun) -> None:
-        if begun.waits_for is not None and begun.waits_for.startswith("limit:email:recipient:"):
+        if begun.waits_for not in (None, "limit:email:global"):
             self._planned += 1
         _log.info(
             "email.waits" if begun.state == "waits" else "email.lease_lost",

@@ -72,12 +72,18 @@ class EmailStore:
     async def begin(
         self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]
     ) -> list[Begun]:
-        """Take the slots of the limits and write the start marks."""
+        """
+        Take the slots of the limits and write the start marks.
+
+        One that was begun a moment ago by another route needs a slot of its new transport only.
+        """
         rows = await self._database.fetch(
-            "SELECT id, state, waits_for, due_at FROM postroom.begin_emails($1, $2, $3, $4, $5)",
+            "SELECT id, state, waits_for, due_at FROM postroom.begin_emails_v2($1, $2, $3, $4, $5, $6, $7)",
             worker,
             *statements.leases(asked),
             *statements.leases(begun),
+            [claim.route or None for claim in asked],
+            [claim.begun_now for claim in asked],
         )
         return [statements.begun(row) for row in rows]
 

@@ -30,6 +30,8 @@ class Claim(Generic[T]):
             statement that took the lease.
         started: Whether the start mark is durable.
         start_good_until: Until when that start may be used, by time.monotonic().
+        route: The way out that the attempt is about to take, where limits depend on it: a transport's name.
+        begun_route: The one that the start was made for.
     """
 
     id: UUID
@@ -39,6 +41,13 @@ class Claim(Generic[T]):
     leased_until: float
     started: bool = False
     start_good_until: float = 0.0
+    route: str = ""
+    begun_route: str = ""
+
+    @property
+    def begun_now(self) -> bool:
+        """Whether its start is durable and may still be used, on the route that it was made for."""
+        return self.started and monotonic() <= self.start_good_until
 
     def lease_left_s(self) -> float:
         """Seconds for which the row is surely ours."""

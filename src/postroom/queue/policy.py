@@ -24,16 +24,36 @@ class SettingRefused(PostroomError):
 
 
 async def read_settings(database: Database) -> list[Setting]:
-    """All settings, in the order of the documentation."""
+    """All settings, in the order of the documentation; further limits that somebody has set come last."""
     rows = await database.fetch(
         """
-        SELECT setting.key, setting.value, standard.value AS default
-        FROM postroom.default_settings() WITH ORDINALITY AS standard (key, value, place)
-        JOIN postroom.settings AS setting ON setting.key = standard.key
-        ORDER BY standard.place
+        SELECT setting.key, setting.value, COALESCE(standard.value, 'off') AS default
+        FROM postroom.settings AS setting
+        LEFT JOIN postroom.default_settings() WITH ORDINALITY AS standard (key, value, place)
+            ON standard.key = setting.key
+        ORDER BY standard.place, setting.key
         """
     )
     return [Setting(**row) for row in rows]
+
+
+async def read_setting(database: Database, key: str) -> str | None:
+    """One setting's value, `off` for a further limit that nobody has set; None where there is no such key."""
+    value: str | None = await database.fetchval(
+        """
+        SELECT COALESCE(
+            (SELECT value FROM postroom.settings WHERE key = wanted.key),
+            CASE WHEN wanted.further THEN 'off' END
+        )
+        FROM (
+            SELECT
+                COALESCE(postroom.further_limit_key($1), $1) AS key,
+                postroom.further_limit_key($1) IS NOT NULL AS further
+        ) AS wanted
+        """,
+        key,
+    )
+    return value
 
 
 async def set_setting(database: Database, key: str, value: str) -> tuple[str | None, str]:
@@ -46,12 +66,11 @@ async def set_setting(database: Database, key: str, value: str) -> tuple[str | N
     Raises:
         SettingRefused: The key or the value is not allowed.
     """
+    before = await read_setting(database, key)
     try:
-        async with database.transaction() as connection:
-            before = await connection.fetchval("SELECT value FROM postroom.settings WHERE key = $1", key)
-            await connection.execute("SELECT postroom.set_setting($1, $2)", key, value)
-            after = await connection.fetchval("SELECT value FROM postroom.settings WHERE key = $1", key)
+        await database.execute("SELECT postroom.set_setting($1, $2)", key, value)
     except asyncpg.InvalidParameterValueError as error:
         parts = (*error.args[:1], error.hint)  # its str() has the hint in a line of its own
         raise SettingRefused("; ".join(str(part) for part in parts if part)) from error
-    return before, after
+    after = await read_setting(database, key)
+    return before, after or value

@@ -58,7 +58,7 @@ class Starts(Generic[T]):
         Raises:
             NotStarted: The row must wait for a limit, its lease is lost, or the database is away.
         """
-        while not claim.started or monotonic() > claim.start_good_until:
+        while not claim.begun_now or claim.route != claim.begun_route:
             if claim.lease_left_s() < LEASE_LEFT_MIN_S:
                 raise NotStarted("the lease is about to end", held=True)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,6 +79,7 @@ class Starts(Generic[T]):
     async def _begin_batch(self, batch: list[tuple[Claim[T], asyncio.Future[None]]]) -> None:
         asked_at = monotonic()
         claims = [claim for claim, _ in batch]
+        rerouted = {claim.id for claim in claims if claim.begun_now}
         self.statements += 1
         try:
             answers = {
@@ -100,7 +101,9 @@ class Starts(Generic[T]):
             answer = answers.get(claim.id) or Begun(claim.id, "late")
             if answer.state == "begun":
                 claim.started = True
-                claim.start_good_until = asked_at + self._work.start_good_s
+                claim.begun_route = claim.route
+                if claim.id not in rerouted:  # else only a slot of the new route was taken
+                    claim.start_good_until = asked_at + self._work.start_good_s
                 self.begun[claim.id] = claim
                 if not future.done():
                     future.set_result(None)

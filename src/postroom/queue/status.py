@@ -75,7 +75,7 @@ class TransportStatus:
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """A limit that all rows of a queue share; `amount` is None where it is off."""
+    """A limit that all rows of a queue share, or many of them; `amount` is None where it is off."""
 
     key: str
     setting: str
@@ -146,15 +146,22 @@ async def read_paused_transports(database: Database) -> list[TransportStatus]:
 
 
 async def read_limits(database: Database, queues: Sequence[QueueTable]) -> list[LimitStatus]:
-    """The limits that these queues' rows share, and how much of them is used."""
+    """The limits that these queues' rows share, further ones last, and how much of them is used."""
     rows = await database.fetch(
         """
         SELECT
             wanted.key, rule.written AS setting, rule.amount,
             rule.amount - book.free AS used, book.wait_s AS next_free_s
-        FROM unnest($1::text[]) AS wanted (key)
+        FROM (
+            SELECT asked.key, 1 AS place FROM unnest($1::text[]) AS asked (key)
+            UNION ALL
+            SELECT postroom.limit_key_of(further.key), 2
+            FROM postroom.settings AS further
+            WHERE further.key = postroom.further_limit_key(further.key) AND cardinality($1::text[]) > 0
+        ) AS wanted
         CROSS JOIN LATERAL postroom.limit_rule_of(wanted.key) AS rule
         CROSS JOIN LATERAL postroom.free_slots(wanted.key) AS book
+        ORDER BY wanted.place, wanted.key
         """,
         [queue.limit_key for queue in queues if queue.limit_key is not None],
     )

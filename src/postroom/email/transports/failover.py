@@ -23,6 +23,8 @@ PAUSE_S_MAX = 60.0
 OnChange = Callable[[str, float | None, str | None, int], None]
 """Called with the name, seconds, reason and number of failures of a pause; seconds None: it is up again."""
 
+OnRoute = Callable[[str], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
@@ -65,9 +67,12 @@ class Failover:
         self._pauses: dict[Transport, Pause] = {}
         self._paused_at: dict[Transport, float] = {}
 
-    async def send(self, email: OutgoingEmail, start: Start) -> str:
+    async def send(self, email: OutgoingEmail, start: Start, on_route: OnRoute | None = None) -> str:
         """
         Hand one e-mail over to the first transport that is not down.
+
+        Args:
+            on_route: Told each transport's name before it is tried: a transport may have a limit of its own.
 
         Raises:
             TransportDown: All are; retry_after_s says when the first may be tried again.
@@ -78,6 +83,8 @@ class Failover:
             if pause is not None and pause.left_s > 0:
                 continue
             began = monotonic()
+            if on_route is not None:
+                on_route(transport.name)
             try:
                 reply = await transport.send(email, start)
             except TransportDown as error:

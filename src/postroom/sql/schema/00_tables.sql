@@ -387,3 +387,12 @@ CREATE TYPE postroom.limit_rule AS (
     span    interval,
     written text
 );
+
+-- An e-mail that must wait for a limit, as the limiter says it to the start: its place in the batch, the key, the limit
+-- that it is planned under, and when to come back (NULL: at its old due time).
+CREATE TYPE postroom.waiting_email AS (
+    place         integer,
+    waits_for     text,
+    planned_under text,
+    due_at        timestamptz
+);

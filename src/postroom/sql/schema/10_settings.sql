@@ -39,6 +39,28 @@ AS $$
         ('retention.cron',        '7d');
 $$;
 
+-- further_limit_key: the key of a limit that is there once somebody sets it, as it is kept; NULL where it is none. By
+-- the recipient's domain, the sender's address, the e-mail's type or the transport (its kind, or its name without any
+-- user: what `postroom status` shows), case aside.
+CREATE OR REPLACE FUNCTION postroom.further_limit_key(p_key text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    SELECT said.key
+    FROM (SELECT lower(btrim(p_key)) AS key) AS said
+    WHERE length(said.key) <= 500
+        AND said.key ~ (
+            '^email\.limit\.('
+            'domain\.[^@[:space:]<>,;]+'
+            '|sender\.[^@[:space:]<>,;]+@[^@[:space:]<>,;]+'
+            '|type\.[^[:cntrl:]]+'
+            '|transport\.((smtps?|resend|maildir)|(smtps?://|resend\+https?://)[^@[:space:]]+|maildir:[^[:cntrl:]]+)'
+            ')$'
+        );
+$$;
+
 -- parse_setting: fills the parsed columns of a setting, or says what is allowed.
 --
 -- A trigger, so that a value is right whichever way it was written.
@@ -51,13 +73,14 @@ DECLARE
     v_allowed text;
     v_spans   interval[];
 BEGIN
+    NEW.key := COALESCE(postroom.further_limit_key(NEW.key), NEW.key);
     NEW.value := regexp_replace(lower(NEW.value), '\s', '', 'g');
     NEW.amount := NULL;
     NEW.span := NULL;
     NEW.spans := NULL;
     NEW.changed_at := clock_timestamp();
 
-    IF NEW.key IN ('email.limit.global', 'email.limit.recipient') THEN
+    IF NEW.key IN ('email.limit.global', 'email.limit.recipient') OR NEW.key = postroom.further_limit_key(NEW.key) THEN
         v_allowed := 'a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off';
         IF NEW.value ~ '^[0-9]{1,8}/[^/]+$' THEN
             NEW.amount := split_part(NEW.value, '/', 1)::integer;
@@ -67,6 +90,15 @@ BEGIN
             NEW.amount BETWEEN 1 AND 10000000
             AND NEW.span BETWEEN interval '1 second' AND interval '31 days'
         ) THEN
+            IF TG_OP = 'INSERT'
+                AND NEW.key = postroom.further_limit_key(NEW.key)
+                AND NOT EXISTS (SELECT 1 FROM postroom.settings AS setting WHERE setting.key = NEW.key)
+                AND (SELECT count(*) FROM postroom.settings AS setting WHERE setting.amount IS NOT NULL) >= 1000
+            THEN
+                RAISE EXCEPTION USING
+                    ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = format('%s: there are 1000 limits already; set one that is not needed any more to off', NEW.key);
+            END IF;
             RETURN NEW;
         END IF;
     ELSIF NEW.key IN ('email.backoff', 'webhook.backoff') THEN
@@ -104,7 +136,9 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('there is no setting %L', NEW.key),
-            HINT = 'Settings: ' || (SELECT string_agg(d.key, ', ') FROM postroom.default_settings() AS d);
+            HINT = 'Settings: ' || (SELECT string_agg(d.key, ', ') FROM postroom.default_settings() AS d)
+                || ', email.limit.domain.DOMAIN, email.limit.sender.ADDRESS, email.limit.type.TYPE'
+                || ', email.limit.transport.smtp|smtps|resend|maildir or a transport''s name';
     END IF;
 
     RAISE EXCEPTION USING
@@ -121,7 +155,8 @@ INSERT INTO postroom.settings (key, value)
 SELECT d.key, d.value FROM postroom.default_settings() AS d
 ON CONFLICT (key) DO NOTHING;
 
--- set_setting: change one; in force for every claim and settle that begins after it.
+-- set_setting: change one; in force for every claim and settle that begins after it. A further limit that is off is
+-- not there.
 CREATE OR REPLACE FUNCTION postroom.set_setting(p_key text, p_value text)
 RETURNS void
 LANGUAGE sql
@@ -130,6 +165,9 @@ AS $$
     INSERT INTO postroom.settings (key, value)
     VALUES (p_key, p_value)
     ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value;
+
+    DELETE FROM postroom.settings
+    WHERE settings.key = postroom.further_limit_key(p_key) AND settings.value = 'off';
 $$;
 
 -- lease_length: how long a claim holds a row.

@@ -8,6 +8,33 @@
 -- The book's window is wider than the setting by 500 ms: a slot is good for 250 ms, and the
 -- network may take 250 ms more before the receiver's clock sees the mail.
 
+-- limit_setting_of: the setting that a key of the limiter goes by; NULL where it is no key of the engine.
+CREATE OR REPLACE FUNCTION postroom.limit_setting_of(p_key text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN p_key = 'email:global' THEN 'email.limit.global'
+        WHEN p_key LIKE 'email:recipient:%' THEN 'email.limit.recipient'
+        WHEN p_key ~ '^email:(domain|sender|type|transport):' THEN
+            'email.limit.' || split_part(p_key, ':', 2) || '.' || substr(p_key, length(split_part(p_key, ':', 2)) + 8)
+    END;
+$$;
+
+-- limit_key_of: the limiter's key of a setting; NULL where it is no limit of one key.
+CREATE OR REPLACE FUNCTION postroom.limit_key_of(p_setting text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN p_setting = 'email.limit.global' THEN 'email:global'
+        WHEN p_setting ~ '^email\.limit\.(domain|sender|type|transport)\.' THEN
+            'email:' || split_part(p_setting, '.', 3) || ':' || substr(p_setting, length(split_part(p_setting, '.', 3)) + 14)
+    END;
+$$;
+
 -- limit_rule_of: the setting that holds for a key; amount is NULL where there is no limit.
 CREATE OR REPLACE FUNCTION postroom.limit_rule_of(p_key text)
 RETURNS postroom.limit_rule
@@ -21,11 +48,39 @@ BEGIN
     SELECT setting.amount, setting.span, setting.value
     INTO v_rule
     FROM postroom.settings AS setting
-    WHERE setting.key = CASE
-        WHEN p_key = 'email:global' THEN 'email.limit.global'
-        WHEN p_key LIKE 'email:recipient:%' THEN 'email.limit.recipient'
-    END;
+    WHERE setting.key = postroom.limit_setting_of(p_key);
     RETURN v_rule;
+END;
+$$;
+
+-- limit_name: a limit as rows that wait for it name it: another value is another limit. A recipient's is its value
+-- alone, the same for all of them.
+CREATE OR REPLACE FUNCTION postroom.limit_name(p_setting text, p_value text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE WHEN p_setting = 'email.limit.recipient' THEN p_value ELSE p_setting || '=' || p_value END;
+$$;
+
+-- limit_holds: whether a limit of that name is in force.
+CREATE OR REPLACE FUNCTION postroom.limit_holds(p_name text)
+RETURNS boolean
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT 1
+        FROM postroom.settings AS setting
+        WHERE setting.key = CASE
+                WHEN p_name LIKE 'email.limit.%' THEN regexp_replace(p_name, '=[^=]*$', '') ELSE 'email.limit.recipient'
+            END
+            AND postroom.limit_name(setting.key, setting.value) = p_name
+            AND setting.amount IS NOT NULL
+    );
 END;
 $$;
 
@@ -203,11 +258,7 @@ BEGIN
             FROM unnest(p_keys, p_slots) AS wanted (key, slots)
             JOIN public.rate_limit_counters AS old ON old.key = wanted.key
             -- limit_rule_of, joined: called for each key it took 8 of 75 us a mail.
-            LEFT JOIN postroom.settings AS rule
-                ON rule.key = CASE
-                    WHEN wanted.key = 'email:global' THEN 'email.limit.global'
-                    WHEN wanted.key LIKE 'email:recipient:%' THEN 'email.limit.recipient'
-                END
+            LEFT JOIN postroom.settings AS rule ON rule.key = postroom.limit_setting_of(wanted.key)
             CROSS JOIN LATERAL (
                 SELECT
                     postroom.book_window(rule.span) AS book_window,
@@ -265,27 +316,149 @@ BEGIN
 END;
 $$;
 
--- take_for_emails: takes a slot of every limit for each of some e-mails, in their order, all or
--- none for each; says of those that got none what they wait for.
+-- limits_of_emails: the limits that hold for each of some e-mails, in the order in which they are asked. rank says
+-- which: a mail waits in the line of one limit at a time, and where its turn has come there, it stands in none
+-- of a lower rank any more. The global limit comes last and has no line.
 --
--- A mail that waits for its recipient gets a ticket: ticket t is served as slot t, and slot t frees when slot
--- t - N stops to count, so a hot recipient's mails are spread over its coming windows at once and each
--- of them is touched once, not once a window. Mails without a ticket stand behind those with one; mails
--- of a priority above 0 pass them. A mail that waits for the global limit keeps its place in the
--- queue: claims take no more than the global book has left.
---
--- Returns one row an e-mail: taken, or the key, and the time to come back at (NULL: its old due time).
-CREATE OR REPLACE FUNCTION postroom.take_for_emails(
-    p_to_emails  text[],
-    p_priorities integer[],
-    p_tickets    boolean[],
-    OUT place     integer,
-    OUT taken     boolean,
-    OUT waits_for text,
-    OUT due_at    timestamptz,
-    OUT taken_at  timestamptz
+-- p_routes: the transports that they are about to go out by, such as smtp://host:587; its limit is by that name
+-- or by its kind (smtp). p_rerouted: true where all slots but those are taken already. Both may be NULL.
+CREATE OR REPLACE FUNCTION postroom.limits_of_emails(
+    p_to_emails   text[],
+    p_from_emails text[],
+    p_email_types text[],
+    p_routes      text[],
+    p_rerouted    boolean[]
 )
-RETURNS SETOF record
+RETURNS TABLE (place integer, rank integer, key text, amount integer, span interval)
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT
+        mail.place::integer, wanted.rank, wanted.key, rule.amount, rule.span
+    FROM unnest(p_to_emails, p_from_emails, p_email_types, p_routes, p_rerouted)
+        WITH ORDINALITY AS mail (to_email, from_email, email_type, route, rerouted, place)
+    CROSS JOIN LATERAL (
+        VALUES
+            (1, postroom.recipient_key(mail.to_email)),
+            (2, 'email:domain:' || left(lower(btrim(substring(mail.to_email FROM '@([^@]*)$'))), 500)),
+            (3, 'email:type:' || left(lower(btrim(mail.email_type)), 500)),
+            (4, 'email:sender:' || left(lower(btrim(
+                COALESCE(substring(mail.from_email FROM '<([^<>]*)>\s*$'), mail.from_email)
+            )), 500)),
+            (5, 'email:transport:' || substring(mail.route FROM '^[a-z]+')),
+            (6, 'email:transport:' || NULLIF(left(lower(mail.route), 500), substring(mail.route FROM '^[a-z]+'))),
+            (9, 'email:global')
+    ) AS wanted (rank, key)
+    JOIN postroom.settings AS rule ON rule.key = postroom.limit_setting_of(wanted.key) AND rule.amount IS NOT NULL
+    WHERE mail.rerouted IS NOT TRUE OR wanted.rank IN (5, 6)
+    ORDER BY mail.place, wanted.rank;
+END;
+$$;
+
+-- take_slots_at_once: locks some books in the order of their keys and writes slots into them, in one statement, where
+-- every one of them has enough and nobody stands in its line. Otherwise it takes none and returns false.
+--
+-- A slot may be dated at any time of this call: whoever asked counts the 250 ms from before it.
+CREATE OR REPLACE FUNCTION postroom.take_slots_at_once(
+    p_keys text[], p_slots integer[], p_amounts integer[], p_spans interval[]
+)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_at    timestamptz := clock_timestamp();
+    v_taken integer;
+BEGIN
+    INSERT INTO public.rate_limit_counters AS counter (
+        key, count, window_start, window_end, updated_at, taken_at, taken, taken_total
+    )
+    SELECT
+        wanted.key, wanted.slots, v_at, v_at + postroom.book_window(wanted.span), v_at,
+        ARRAY[v_at], ARRAY[wanted.slots], wanted.slots
+    FROM unnest(p_keys, p_slots, p_amounts, p_spans) AS wanted (key, slots, amount, span)
+    WHERE wanted.slots <= wanted.amount
+    ORDER BY wanted.key
+    ON CONFLICT (key) DO UPDATE
+    SET (count, window_start, window_end, updated_at, taken_at, taken, taken_total) = (
+        SELECT
+            EXCLUDED.count + (SELECT COALESCE(sum(entry.slots), 0) FROM unnest(live.kept) AS entry (slots)),
+            COALESCE(live.kept_at[1], live.at),
+            live.at + live.book_window,
+            live.at,
+            CASE WHEN live.joins THEN live.kept_at[:cardinality(live.kept_at) - 1] ELSE live.kept_at END || live.at,
+            CASE
+                WHEN live.joins
+                    THEN live.kept[:cardinality(live.kept) - 1] || (live.kept[cardinality(live.kept)] + EXCLUDED.count)
+                ELSE live.kept || EXCLUDED.count
+            END,
+            counter.taken_total + EXCLUDED.count
+        FROM (
+            SELECT
+                span.at,
+                span.book_window,
+                counter.taken_at[span.gone + 1:] AS kept_at,
+                counter.taken[span.gone + 1:] AS kept,
+                -- Of the same grain as the last entry.
+                span.gone < cardinality(counter.taken_at)
+                AND date_bin(span.grain, counter.taken_at[cardinality(counter.taken_at)], 'epoch')
+                = date_bin(span.grain, span.at, 'epoch') AS joins
+            FROM (
+                SELECT
+                    wide.at, wide.book_window,
+                    (wide.book_window - interval '500 milliseconds') / 200 AS grain,
+                    width_bucket(wide.at - wide.book_window, counter.taken_at) AS gone
+                FROM (
+                    SELECT
+                        GREATEST(v_at, counter.taken_at[cardinality(counter.taken_at)]) AS at,
+                        EXCLUDED.window_end - EXCLUDED.window_start AS book_window
+                ) AS wide
+            ) AS span
+        ) AS live
+    )
+    -- The first tests are cheap: a line (of those of no priority), the book of a hand-made limiter, a clock that was set back.
+    WHERE counter.planned <= counter.taken_total
+        AND (cardinality(counter.taken_at) = 0 OR counter.taken_at[cardinality(counter.taken_at)] < v_at + interval '1 second')
+        AND EXCLUDED.count + (
+            SELECT COALESCE(sum(entry.slots), 0)
+            FROM unnest(counter.taken[width_bucket(
+                GREATEST(v_at, counter.taken_at[cardinality(counter.taken_at)])
+                - (EXCLUDED.window_end - EXCLUDED.window_start),
+                counter.taken_at
+            ) + 1:]) AS entry (slots)
+        ) <= p_amounts[array_position(p_keys, counter.key)];
+    GET DIAGNOSTICS v_taken = ROW_COUNT;
+    IF v_taken < cardinality(p_keys) THEN
+        RAISE EXCEPTION USING ERRCODE = 'PR001', MESSAGE = 'a limit is reached';
+    END IF;
+    RETURN true;
+EXCEPTION WHEN SQLSTATE 'PR001' THEN
+    RETURN false;
+END;
+$$;
+
+-- take_slots_for_emails: takes a slot of every limit for each of some e-mails, in their order, all or
+-- none for each. Returns a row for each that got none: what it waits for, and the time to come back at (NULL: its
+-- old due time).
+--
+-- p_waits_for, p_planned_under: what the mail has waited for, and the limit that its time was planned by.
+-- Where that limit still holds they are a ticket (`direct`: somebody waits for the answer, and it stands in no line).
+CREATE OR REPLACE FUNCTION postroom.take_slots_for_emails(
+    p_to_emails     text[],
+    p_from_emails   text[],
+    p_email_types   text[],
+    p_priorities    integer[],
+    p_waits_for     text[],
+    p_planned_under text[],
+    p_routes        text[],
+    p_rerouted      boolean[]
+)
+RETURNS SETOF postroom.waiting_email
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
@@ -293,166 +466,279 @@ AS $$
 DECLARE
     v_global    postroom.limit_rule := postroom.limit_rule_of('email:global');
     v_recipient postroom.limit_rule := postroom.limit_rule_of('email:recipient:');
-    v_window    interval := postroom.book_window(v_recipient.span);
     v_keys      text[];
-    v_free      integer[];
-    v_taken     integer[];
-    v_waiting   bigint[];
-    v_at        timestamptz := clock_timestamp();
-    v_free_all  integer;
-    v_taken_all integer := 0;
-    v_book      record;
-    v_spot      integer;
-    v_ticket    bigint;
-    v_rounds    bigint;
-    v_high      boolean;
+    v_slots     integer[];
+    v_amounts   integer[];
+    v_spans     interval[];
+    v_count     integer;
 BEGIN
-    IF v_recipient.amount IS NOT NULL THEN
-        SELECT array_agg(DISTINCT postroom.recipient_key(mail.to_email))
-        INTO v_keys
-        FROM unnest(p_to_emails) AS mail (to_email);
-    END IF;
-    IF v_global.amount IS NOT NULL THEN
-        v_keys := v_keys || 'email:global'::text;
-    END IF;
-    IF v_keys IS NOT NULL THEN
-        v_at := postroom.lock_books(v_keys);
-    END IF;
-    IF v_global.amount IS NOT NULL THEN
-        SELECT GREATEST(
-            v_global.amount
-            - postroom.slots_used(counter.taken_at, counter.taken, v_at, postroom.book_window(v_global.span)), 0
-        )
-        INTO v_free_all
-        FROM public.rate_limit_counters AS counter
-        WHERE counter.key = 'email:global';
-        v_keys := array_remove(v_keys, 'email:global');
-    END IF;
-    IF v_recipient.amount IS NOT NULL THEN
-        SELECT
-            array_agg(counter.key ORDER BY counter.key),
-            array_agg(
-                GREATEST(v_recipient.amount - postroom.slots_used(counter.taken_at, counter.taken, v_at, v_window), 0)
-                ORDER BY counter.key
-            ),
-            array_agg(0 ORDER BY counter.key),
-            -- Tickets that were given under another limit are void.
-            array_agg(
-                CASE WHEN counter.planned_under = v_recipient.written
-                    THEN GREATEST(counter.planned - counter.taken_total, 0) ELSE 0 END
-                ORDER BY counter.key
-            )
-        INTO v_keys, v_free, v_taken, v_waiting
-        FROM public.rate_limit_counters AS counter
-        WHERE counter.key = ANY (v_keys);
-    END IF;
-
-    taken_at := v_at;
-    FOR v_mail IN 1..cardinality(p_to_emails) LOOP
-        place := v_mail;
-        due_at := NULL;
-        waits_for := NULL;
-        v_high := p_priorities[v_mail] > 0;
+    IF EXISTS (
+        SELECT 1
+        FROM postroom.settings AS setting
+        WHERE setting.amount IS NOT NULL AND setting.key NOT IN ('email.limit.global', 'email.limit.recipient')
+    ) THEN
+        SELECT array_agg(wanted.key), array_agg(wanted.slots), array_agg(wanted.amount), array_agg(wanted.span)
+        INTO v_keys, v_slots, v_amounts, v_spans
+        FROM (
+            SELECT hold.key, count(*)::integer AS slots, hold.amount, hold.span
+            FROM postroom.limits_of_emails(p_to_emails, p_from_emails, p_email_types, p_routes, p_rerouted) AS hold
+            GROUP BY hold.key, hold.amount, hold.span
+        ) AS wanted;
+    ELSE
         IF v_recipient.amount IS NOT NULL THEN
-            v_spot := array_position(v_keys, postroom.recipient_key(p_to_emails[v_mail]));
-            -- A ticket's turn: whoever stands in line before it has slots of his own.
-            IF (v_free[v_spot] <= CASE WHEN v_high OR p_tickets[v_mail] THEN 0 ELSE v_waiting[v_spot] END) THEN
-                waits_for := 'limit:' || v_keys[v_spot];
-            END IF;
+            SELECT array_agg(wanted.key), array_agg(wanted.slots)
+            INTO v_keys, v_slots
+            FROM (
+                SELECT mail.key, count(*)::integer AS slots
+                FROM (
+                    SELECT postroom.recipient_key(mail.to_email) AS key
+                    FROM unnest(p_to_emails, p_rerouted) AS mail (to_email, rerouted)
+                    WHERE mail.rerouted IS NOT TRUE
+                ) AS mail
+                GROUP BY mail.key
+            ) AS wanted;
+            v_amounts := array_fill(v_recipient.amount, ARRAY[cardinality(v_keys)]);
+            v_spans := array_fill(v_recipient.span, ARRAY[cardinality(v_keys)]);
         END IF;
-        IF waits_for IS NULL AND v_free_all = 0 THEN
-            waits_for := 'limit:email:global';
+        v_count := cardinality(p_to_emails) - cardinality(array_positions(p_rerouted, true));
+        IF v_global.amount IS NOT NULL AND COALESCE(v_count, cardinality(p_to_emails)) > 0 THEN
+            v_keys := v_keys || 'email:global'::text;
+            v_slots := v_slots || COALESCE(v_count, cardinality(p_to_emails));
+            v_amounts := v_amounts || v_global.amount;
+            v_spans := v_spans || v_global.span;
         END IF;
-        taken := waits_for IS NULL;
+    END IF;
+    IF v_keys IS NULL THEN
+        RETURN;
+    END IF;
+    -- A mail whose turn has come stands in a line.
+    IF num_nonnulls(VARIADIC array_remove(p_planned_under, 'direct')) = 0
+        AND postroom.take_slots_at_once(v_keys, v_slots, v_amounts, v_spans)
+    THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT * FROM postroom.share_slots(
+        p_to_emails, p_from_emails, p_email_types, p_priorities, p_waits_for, p_planned_under, p_routes, p_rerouted
+    );
+END;
+$$;
 
-        IF taken THEN
-            v_taken_all := v_taken_all + 1;
-            v_free_all := v_free_all - 1;
-            IF v_recipient.amount IS NOT NULL THEN
+-- share_slots: the same where the slots may not be enough for all.
+--
+-- A mail that waits for a limit gets a ticket of it: ticket t is served as slot t, and slot t frees when slot
+-- t - N stops to count, so a hot recipient's mails are spread over its coming windows at once and each
+-- of them is touched once, not once a window. Mails without a ticket stand behind those with one; mails
+-- of a priority above 0 pass them. A ticket is kept where its mail is stopped by a limit of a lower rank, in
+-- whose line it has stood before, or by the global one. A mail that waits for the global limit keeps its
+-- place in the queue: claims take no more than the global book has left.
+CREATE OR REPLACE FUNCTION postroom.share_slots(
+    p_to_emails     text[],
+    p_from_emails   text[],
+    p_email_types   text[],
+    p_priorities    integer[],
+    p_waits_for     text[],
+    p_planned_under text[],
+    p_routes        text[],
+    p_rerouted      boolean[]
+)
+RETURNS SETOF postroom.waiting_email
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    -- The limits of each mail, one after the other: the mail, the rank and the place in v_keys.
+    v_of_mail  integer[];
+    v_ranks    integer[];
+    v_spots    integer[];
+    -- The limits, by their keys.
+    v_keys     text[];
+    v_amounts  integer[];
+    v_spans    interval[];
+    v_rules    text[];
+    v_free     integer[];
+    v_taken    integer[];
+    v_line     bigint[];     -- how many stand in it
+    v_high     bigint[];     -- and in that of the higher priorities
+    v_at       timestamptz;
+    v_hold     integer := 1;
+    v_first    integer;
+    v_stop     integer;
+    v_spot     integer;
+    v_rank     integer;      -- of the mail's ticket; 0: it has none
+    v_is_high  boolean;
+    v_ticket   bigint;
+    v_mail     postroom.waiting_email;
+BEGIN
+    SELECT
+        array_agg(hold.place ORDER BY hold.place, hold.rank),
+        array_agg(hold.rank ORDER BY hold.place, hold.rank),
+        array_agg(hold.spot ORDER BY hold.place, hold.rank),
+        array_agg(DISTINCT hold.key ORDER BY hold.key)
+    INTO v_of_mail, v_ranks, v_spots, v_keys
+    FROM (
+        SELECT hold.place, hold.rank, hold.key, dense_rank() OVER (ORDER BY hold.key)::integer AS spot
+        FROM postroom.limits_of_emails(p_to_emails, p_from_emails, p_email_types, p_routes, p_rerouted) AS hold
+    ) AS hold;
+    v_at := postroom.lock_books(v_keys);
+    PERFORM postroom.count_lines(v_keys, v_at);
+    SELECT
+        array_agg(book.amount ORDER BY book.key),
+        array_agg(book.span ORDER BY book.key),
+        array_agg(book.rule ORDER BY book.key),
+        array_agg(
+            GREATEST(
+                book.amount
+                - postroom.slots_used(book.taken_at, book.taken, v_at, postroom.book_window(book.span)), 0
+            ) ORDER BY book.key
+        ),
+        array_agg(0 ORDER BY book.key),
+        -- Tickets that were given under another limit are void.
+        array_agg(
+            CASE WHEN book.planned_under = book.rule THEN GREATEST(book.planned - book.taken_total, 0) ELSE 0 END
+            ORDER BY book.key
+        ),
+        array_agg(
+            CASE WHEN book.planned_under = book.rule THEN GREATEST(book.planned_high - book.taken_total, 0) ELSE 0 END
+            ORDER BY book.key
+        )
+    INTO v_amounts, v_spans, v_rules, v_free, v_taken, v_line, v_high
+    FROM (
+        SELECT counter.*, setting.amount, setting.span, postroom.limit_name(setting.key, setting.value) AS rule
+        FROM public.rate_limit_counters AS counter
+        JOIN postroom.settings AS setting ON setting.key = postroom.limit_setting_of(counter.key)
+        WHERE counter.key = ANY (v_keys)
+    ) AS book;
+
+    FOR v_place IN 1..cardinality(p_to_emails) LOOP
+        v_is_high := p_priorities[v_place] > 0;
+        v_first := v_hold;
+        v_rank := CASE WHEN p_planned_under[v_place] = 'direct' THEN 8 ELSE 0 END;
+        WHILE v_of_mail[v_hold] = v_place LOOP
+            v_spot := v_spots[v_hold];
+            IF p_planned_under[v_place] = v_rules[v_spot] AND p_waits_for[v_place] = 'limit:' || v_keys[v_spot] THEN
+                v_rank := v_ranks[v_hold];
+            END IF;
+            v_hold := v_hold + 1;
+        END LOOP;
+
+        v_stop := NULL;
+        FOR v_this IN v_first..v_hold - 1 LOOP
+            v_spot := v_spots[v_this];
+            -- Whoever stands in line before it has slots of his own.
+            IF (v_free[v_spot] <= CASE WHEN v_is_high OR v_ranks[v_this] <= v_rank THEN 0 ELSE v_line[v_spot] END) THEN
+                v_stop := v_this;
+                EXIT;
+            END IF;
+        END LOOP;
+        IF v_stop IS NULL THEN
+            FOR v_this IN v_first..v_hold - 1 LOOP
+                v_spot := v_spots[v_this];
                 v_free[v_spot] := v_free[v_spot] - 1;
                 v_taken[v_spot] := v_taken[v_spot] + 1;
-                IF v_waiting[v_spot] > 0 THEN
-                    v_waiting[v_spot] := v_waiting[v_spot] - 1;
+                v_line[v_spot] := GREATEST(v_line[v_spot] - 1, 0);
+                v_high[v_spot] := GREATEST(v_high[v_spot] - 1, 0);
+            END LOOP;
+            CONTINUE;
+        END IF;
+
+        v_spot := v_spots[v_stop];
+        v_mail.place := v_place;
+        v_mail.waits_for := 'limit:' || v_keys[v_spot];
+        v_mail.planned_under := NULL;
+        v_mail.due_at := NULL;
+        IF v_rank BETWEEN 1 AND 7 AND (v_ranks[v_stop] <= v_rank OR v_ranks[v_stop] = 9) THEN
+            v_mail.waits_for := p_waits_for[v_place];
+            v_mail.planned_under := p_planned_under[v_place];
+        ELSIF v_ranks[v_stop] < 9 THEN
+            v_mail.planned_under := v_rules[v_spot];
+        END IF;
+        IF v_ranks[v_stop] < 9 THEN
+            -- A turn that came a little early keeps its ticket and waits for the slot that frees next.
+            v_ticket := 1;
+            IF v_ranks[v_stop] > v_rank THEN
+                v_ticket := CASE WHEN v_is_high THEN v_high[v_spot] ELSE v_line[v_spot] END + 1;
+                IF v_is_high THEN
+                    v_high[v_spot] := v_ticket;
+                ELSE
+                    v_line[v_spot] := v_ticket;
                 END IF;
             END IF;
-        ELSIF waits_for <> 'limit:email:global' THEN
-            SELECT
-                counter.key, counter.taken_at, counter.taken, counter.taken_total, counter.checked_at,
-                CASE WHEN counter.planned_under = v_recipient.written
-                    THEN GREATEST(counter.planned, counter.taken_total) ELSE counter.taken_total END AS planned,
-                CASE WHEN counter.planned_under = v_recipient.written
-                    THEN GREATEST(counter.planned_high, counter.taken_total) ELSE counter.taken_total END AS planned_high
-            INTO v_book
-            FROM public.rate_limit_counters AS counter
-            WHERE counter.key = v_keys[v_spot];
-
-            -- Mails that were discarded leave holes in the line: now and then it is counted.
-            IF v_book.planned - v_book.taken_total > v_recipient.amount
-                AND COALESCE(v_book.checked_at < v_at - interval '10 seconds', true)
-            THEN
-                v_book.planned := v_book.taken_total + (
-                    SELECT count(*)
-                    FROM public.email_queue AS waiting
-                    WHERE waiting.status = 'pending'
-                        AND waiting.planned_under = v_recipient.written
-                        AND waiting.waits_for = take_for_emails.waits_for
-                );
-                v_book.checked_at := v_at;
-            END IF;
-
-            -- Slots that this batch takes are not in the book yet: they are dated v_at. A turn that came
-            -- a little early keeps its ticket and waits for the slot that frees next.
-            v_ticket := CASE
-                WHEN p_tickets[v_mail] THEN 1
-                ELSE GREATEST(
-                    CASE WHEN v_high THEN v_book.planned_high ELSE v_book.planned END
-                    - v_book.taken_total - v_taken[v_spot] + 1, 1
-                )
-            END;
-            v_rounds := (v_ticket + v_recipient.amount - 1) / v_recipient.amount;
-            -- A grain of slack a round: the latest entry may still grow, and nobody is on time to the microsecond.
-            due_at := CASE
-                WHEN v_rounds * v_recipient.amount - v_ticket < v_taken[v_spot] THEN v_at + v_window
-                ELSE COALESCE(
-                    postroom.slot_frees_at(
-                        v_book.taken_at, v_book.taken,
-                        v_rounds * v_recipient.amount - v_ticket - v_taken[v_spot], v_at, v_window
-                    ),
-                    v_at
-                )
-            END + (v_rounds - 1) * v_window + v_rounds * v_recipient.span / 200;
-            IF p_tickets[v_mail] THEN
-                RETURN NEXT;
-                CONTINUE;
-            END IF;
-
-            UPDATE public.rate_limit_counters AS counter
-            SET planned = CASE WHEN v_high THEN v_book.planned ELSE v_book.taken_total + v_taken[v_spot] + v_ticket END,
-                planned_high = CASE WHEN v_high THEN v_book.taken_total + v_taken[v_spot] + v_ticket ELSE v_book.planned_high END,
-                planned_under = v_recipient.written,
-                checked_at = COALESCE(v_book.checked_at, v_at)
-            WHERE counter.key = v_book.key;
-            v_waiting[v_spot] := v_waiting[v_spot] + CASE WHEN v_high THEN 0 ELSE 1 END;
+            v_mail.due_at := postroom.turn_at(
+                v_keys[v_spot], v_ticket, v_taken[v_spot], v_amounts[v_spot], v_spans[v_spot], v_at
+            );
         END IF;
-        RETURN NEXT;
+        RETURN NEXT v_mail;
     END LOOP;
 
-    IF v_taken_all > 0 THEN
-        IF v_recipient.amount IS NOT NULL THEN
-            SELECT array_agg(used.key), array_agg(used.slots)
-            INTO v_keys, v_taken
-            FROM unnest(v_keys, v_taken) AS used (key, slots)
-            WHERE used.slots > 0;
-        ELSE
-            v_keys := '{}';
-            v_taken := '{}';
-        END IF;
-        IF v_global.amount IS NOT NULL THEN
-            v_keys := v_keys || 'email:global'::text;
-            v_taken := v_taken || v_taken_all;
-        END IF;
+    UPDATE public.rate_limit_counters AS counter
+    SET planned = counter.taken_total + line.taken + line.planned,
+        planned_high = counter.taken_total + line.taken + line.planned_high,
+        planned_under = line.rule,
+        checked_at = COALESCE(counter.checked_at, v_at)
+    FROM unnest(v_keys, v_rules, v_taken, v_line, v_high) AS line (key, rule, taken, planned, planned_high)
+    WHERE counter.key = line.key AND (line.planned > 0 OR line.planned_high > 0);
+
+    SELECT array_agg(used.key), array_agg(used.slots)
+    INTO v_keys, v_taken
+    FROM unnest(v_keys, v_taken) AS used (key, slots)
+    WHERE used.slots > 0;
+    IF v_keys IS NOT NULL THEN
         PERFORM postroom.take_slots(v_keys, v_taken, v_at);
     END IF;
+END;
+$$;
+
+-- turn_at: when a ticket of a limit comes to its turn. p_taken slots that this batch takes are not in the book yet:
+-- they are dated p_at.
+CREATE OR REPLACE FUNCTION postroom.turn_at(
+    p_key text, p_ticket bigint, p_taken integer, p_amount integer, p_span interval, p_at timestamptz
+)
+RETURNS timestamptz
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_window interval := postroom.book_window(p_span);
+    v_rounds bigint := (p_ticket + p_amount - 1) / p_amount;
+    v_back   bigint := v_rounds * p_amount - p_ticket;
+    v_frees  timestamptz := p_at + v_window;
+BEGIN
+    IF v_back >= p_taken THEN
+        SELECT postroom.slot_frees_at(counter.taken_at, counter.taken, v_back - p_taken, p_at, v_window)
+        INTO v_frees
+        FROM public.rate_limit_counters AS counter
+        WHERE counter.key = p_key;
+    END IF;
+    -- A grain of slack a round: the latest entry may still grow, and nobody is on time to the microsecond.
+    RETURN COALESCE(v_frees, p_at) + (v_rounds - 1) * v_window + v_rounds * p_span / 200;
+END;
+$$;
+
+-- count_lines: mails that were discarded leave holes in their lines, and those behind them would wait for slots that
+-- nobody takes: each ten seconds a line that somebody comes to is counted.
+CREATE OR REPLACE FUNCTION postroom.count_lines(p_keys text[], p_at timestamptz)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    UPDATE public.rate_limit_counters AS counter
+    SET planned = counter.taken_total + (
+            SELECT count(*)
+            FROM public.email_queue AS waiting
+            WHERE waiting.status = 'pending'
+                AND waiting.planned_under = counter.planned_under
+                AND waiting.waits_for = 'limit:' || counter.key
+        ),
+        checked_at = p_at
+    WHERE counter.key = ANY (p_keys)
+        AND counter.planned > counter.taken_total
+        AND counter.checked_at < p_at - interval '10 seconds';
 END;
 $$;
 
@@ -465,34 +751,26 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_written text := (postroom.limit_rule_of('email:recipient:')).written;
-    v_old     text;
-    v_count   integer;
+    v_rule  text := '';
+    v_count integer;
 BEGIN
-    -- A limit that holds no longer: each look is a range of the index. `<>` is none, and with statistics that are not
-    -- there the ranges in one query were planned as a walk over all that waits for a limit.
-    SELECT waiting.planned_under
-    INTO v_old
-    FROM public.email_queue AS waiting
-    WHERE waiting.status = 'pending'
-        AND waiting.planned_under < v_written
-        -- NULL: an old caller has given the row another time since.
-        AND waiting.waits_for IS NOT NULL
-    ORDER BY waiting.planned_under
-    LIMIT 1;
-    IF NOT FOUND THEN
+    -- Each limit that rows wait for, once: a look is a range of the index. With statistics that are not there one
+    -- query for all of them was planned as a walk over all that waits.
+    LOOP
         SELECT waiting.planned_under
-        INTO v_old
+        INTO v_rule
         FROM public.email_queue AS waiting
         WHERE waiting.status = 'pending'
-            AND waiting.planned_under > v_written
+            AND waiting.planned_under > v_rule
+            -- NULL: an old caller has given the row another time since.
             AND waiting.waits_for IS NOT NULL
         ORDER BY waiting.planned_under
         LIMIT 1;
-    END IF;
-    IF v_old IS NULL THEN
-        RETURN 0;
-    END IF;
+        IF NOT FOUND THEN
+            RETURN 0;
+        END IF;
+        EXIT WHEN NOT postroom.limit_holds(v_rule);
+    END LOOP;
 
     UPDATE public.email_queue
     SET due_at = LEAST(email_queue.created_at, clock_timestamp()),
@@ -503,7 +781,7 @@ BEGIN
     WHERE email_queue.id = ANY (ARRAY(
         SELECT waiting.id
         FROM public.email_queue AS waiting
-        WHERE waiting.status = 'pending' AND waiting.planned_under = v_old AND waiting.waits_for IS NOT NULL
+        WHERE waiting.status = 'pending' AND waiting.planned_under = v_rule AND waiting.waits_for IS NOT NULL
         LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED
     ));

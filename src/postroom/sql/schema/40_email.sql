@@ -234,20 +234,25 @@ BEGIN
 END;
 $$;
 
--- begin_emails: the last step before the transport is called. It takes the slots of the limits, writes
+-- begin_emails_v2: the last step before the transport is called. It takes the slots of the limits, writes
 -- the start marks, and puts back the rows that must wait. Those that are no longer ours are not in the answer.
+--
+-- p_routes, p_rerouted: the transport that each is about to go out by; true where it was begun less than 250 ms
+-- ago by another one: its slots of all limits but the transport's are still good.
 --
 -- p_begun: the attempts that this worker has begun before and not settled: the worker's mark is one
 -- list, written whole, one small update a batch.
 --
 -- A lease with less than half its length left is extended first, so that nobody can take the row over
 -- between this look and the commit.
-CREATE OR REPLACE FUNCTION postroom.begin_emails(
-    p_worker         uuid,
-    p_ids            uuid[],
-    p_lease_nos      bigint[],
-    p_begun          uuid[],
-    p_begun_lease_nos bigint[]
+CREATE OR REPLACE FUNCTION postroom.begin_emails_v2(
+    p_worker          uuid,
+    p_ids             uuid[],
+    p_lease_nos       bigint[],
+    p_begun           uuid[],
+    p_begun_lease_nos bigint[],
+    p_routes          text[],
+    p_rerouted        boolean[]
 )
 RETURNS SETOF postroom.begun_row
 LANGUAGE plpgsql
@@ -255,16 +260,19 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_rule    postroom.limit_rule := postroom.limit_rule_of('email:recipient:');
-    v_lease   interval := postroom.lease_length();
-    v_ids     uuid[];
-    v_nos     bigint[];
-    v_to      text[];
-    v_prio    integer[];
-    v_tickets boolean[];
-    v_taken   boolean[];
-    v_waits   text[];
-    v_dues    timestamptz[];
+    v_lease    interval := postroom.lease_length();
+    v_ids      uuid[];
+    v_nos      bigint[];
+    v_to       text[];
+    v_from     text[];
+    v_types    text[];
+    v_prio     integer[];
+    v_waits    text[];
+    v_unders   text[];
+    v_routes   text[];
+    v_rerouted boolean[];
+    v_places   integer[];
+    v_dues     timestamptz[];
 BEGIN
     UPDATE public.email_queue
     SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
@@ -275,32 +283,32 @@ BEGIN
         AND email_queue.due_at < clock_timestamp() + v_lease / 2;
 
     SELECT
-        array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.priority),
-        array_agg(ours.has_ticket)
-    INTO v_ids, v_nos, v_to, v_prio, v_tickets
+        array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
+        array_agg(ours.email_type), array_agg(ours.priority), array_agg(ours.waits_for),
+        array_agg(ours.planned_under), array_agg(ours.route), array_agg(ours.rerouted)
+    INTO v_ids, v_nos, v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted
     FROM (
         SELECT
-            email.id, email.lease_no, email.to_email, email.priority,
-            -- A ticket that was given under another limit is void.
-            COALESCE(
-                email.planned_under = v_rule.written
-                AND email.waits_for = 'limit:' || postroom.recipient_key(email.to_email), false
-            ) AS has_ticket
-        FROM unnest(p_ids, p_lease_nos) WITH ORDINALITY AS asked (id, lease_no, place)
+            email.id, email.lease_no, email.to_email, email.from_email, email.email_type, email.priority,
+            email.waits_for, email.planned_under, asked.route, asked.rerouted
+        FROM unnest(p_ids, p_lease_nos, p_routes, p_rerouted)
+            WITH ORDINALITY AS asked (id, lease_no, route, rerouted, place)
         JOIN public.email_queue AS email ON email.id = asked.id
         WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
         ORDER BY asked.place
     ) AS ours;
 
-    IF v_ids IS NOT NULL
-        AND (v_rule.amount IS NOT NULL OR (postroom.limit_rule_of('email:global')).amount IS NOT NULL)
-    THEN
-        SELECT array_agg(slot.taken), array_agg(slot.waits_for), array_agg(slot.due_at)
-        INTO v_taken, v_waits, v_dues
-        FROM postroom.take_for_emails(v_to, v_prio, v_tickets) AS slot;
+    IF v_ids IS NOT NULL THEN
+        SELECT
+            array_agg(waiting.place), array_agg(waiting.waits_for), array_agg(waiting.planned_under),
+            array_agg(waiting.due_at)
+        INTO v_places, v_waits, v_unders, v_dues
+        FROM postroom.take_slots_for_emails(
+            v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted
+        ) AS waiting;
     END IF;
 
-    IF false = ANY (v_taken) THEN
+    IF v_places IS NOT NULL THEN
         RETURN QUERY
         UPDATE public.email_queue
         SET status = 'pending',
@@ -309,25 +317,43 @@ BEGIN
             ),
             next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
             waits_for = turn.waits_for,
-            -- Without a time of its own it waits for the global limit, in its old place.
-            planned_under = CASE WHEN turn.due_at IS NOT NULL THEN v_rule.written END,
+            planned_under = turn.planned_under,
             leased_by = NULL,
             updated_at = clock_timestamp()
-        FROM unnest(v_ids, v_nos, v_taken, v_waits, v_dues) AS turn (id, lease_no, taken, waits_for, due_at)
-        WHERE NOT turn.taken
-            AND email_queue.id = turn.id
-            AND email_queue.lease_no = turn.lease_no
+        FROM unnest(v_places, v_waits, v_unders, v_dues) AS turn (place, waits_for, planned_under, due_at)
+        WHERE email_queue.id = v_ids[turn.place]
+            AND email_queue.lease_no = v_nos[turn.place]
             AND email_queue.leased_by = p_worker
         RETURNING email_queue.id, 'waits', email_queue.waits_for, email_queue.due_at;
 
-        SELECT array_agg(turn.id), array_agg(turn.lease_no)
+        SELECT array_agg(mail.id), array_agg(mail.lease_no)
         INTO v_ids, v_nos
-        FROM unnest(v_ids, v_nos, v_taken) AS turn (id, lease_no, taken)
-        WHERE turn.taken;
+        FROM unnest(v_ids, v_nos) WITH ORDINALITY AS mail (id, lease_no, place)
+        WHERE mail.place <> ALL (v_places);
     END IF;
 
     PERFORM postroom.mark_begun(p_worker, p_begun || v_ids, p_begun_lease_nos || v_nos);
     RETURN QUERY SELECT begun.id, 'begun', NULL::text, NULL::timestamptz FROM unnest(v_ids) AS begun (id);
+END;
+$$;
+
+-- begin_emails: the same for a worker of the release before, which does not say by which transport.
+CREATE OR REPLACE FUNCTION postroom.begin_emails(
+    p_worker          uuid,
+    p_ids             uuid[],
+    p_lease_nos       bigint[],
+    p_begun           uuid[],
+    p_begun_lease_nos bigint[]
+)
+RETURNS SETOF postroom.begun_row
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT * FROM postroom.begin_emails_v2(
+        p_worker, p_ids, p_lease_nos, p_begun, p_begun_lease_nos, NULL, NULL
+    );
 END;
 $$;
 
@@ -377,7 +403,9 @@ BEGIN
         -- Only a look: the slots are taken when it begins.
         SELECT book.wait_s, wanted.key
         INTO begin_direct_email.wait_s, limit_key
-        FROM (VALUES ('email:global'), (postroom.recipient_key(p_to))) AS wanted (key)
+        FROM postroom.limits_of_emails(
+            ARRAY[p_to], ARRAY[p_from], ARRAY[p_email_type], NULL, NULL
+        ) AS wanted
         CROSS JOIN LATERAL postroom.free_slots(wanted.key) AS book
         WHERE book.free = 0
         ORDER BY book.wait_s DESC
@@ -386,15 +414,14 @@ BEGIN
             RETURN;
         END IF;
 
-        -- It stands in no line: with a ticket for its recipient's limit it is refused without being planned.
+        -- It stands in no line: where a limit is reached it is refused without being planned.
         INSERT INTO public.email_queue AS email (
             id, to_email, subject, html, from_email, reply_to, email_type, metadata, text, headers,
-            idempotency_key, max_attempts, status, due_at, waits_for, planned_under
+            idempotency_key, max_attempts, status, due_at, planned_under
         )
         VALUES (
             p_id, p_to, p_subject, p_html, p_from, p_reply_to, p_email_type, COALESCE(p_metadata, '{}'), p_text,
-            p_headers, p_idempotency_key, 1, 'pending', clock_timestamp(),
-            'limit:' || postroom.recipient_key(p_to), (postroom.limit_rule_of('email:recipient:')).written
+            p_headers, p_idempotency_key, 1, 'pending', clock_timestamp(), 'direct'
         )
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
         RETURNING email.id, email.created_at, true
