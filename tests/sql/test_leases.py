@@ -175,6 +175,43 @@ async def test_a_lease_is_extended_by_its_holder_only(sql: Session, queue: Queue
     assert (await sql.row(row_id, queue))["due_at"] > await sql.now() + timedelta(minutes=59)
 
 
+async def test_extending_leases_waits_for_no_row(connect: Connect, sql: Session, queue: Queue) -> None:
+    """A row that is being settled on another connection is passed over; the others are extended."""
+    for _ in range(3):
+        await sql.insert(queue)
+    settling = await (other := await connect()).worker(queue)
+    leases = await settling.claim()
+    async with other.transaction():
+        assert await settling.settle("done", leases[1]) == [leases[1].id]
+        extended = await asyncio.wait_for(
+            sql.fetch(
+                f"SELECT postroom.extend_{queue}_leases($1, $2, $3)",
+                settling.id,
+                [lease.id for lease in leases],
+                [lease.lease_no for lease in leases],
+            ),
+            10,
+        )
+    assert {row[0] for row in extended} == {leases[0].id, leases[2].id}
+
+
+async def test_settles_lock_rows_in_the_order_of_their_ids(
+    connect: Connect, sql: Session, queue: Queue
+) -> None:
+    """Two that bring the same rows in two orders do not wait for each other."""
+    for _ in range(2):
+        await sql.insert(queue)
+    worker = await (settler := await connect()).worker(queue)
+    first, last = sorted(await worker.claim(), key=lambda lease: lease.id)
+    looker = await connect()
+    async with sql.transaction():
+        await sql.execute(f"SELECT FROM {queue.table} WHERE id = $1 FOR UPDATE", first.id)
+        task = asyncio.ensure_future(worker.settle("done", last, first))
+        await looker.until_blocked(settler, task)
+        await looker.execute(f"SELECT FROM {queue.table} WHERE id = $1 FOR UPDATE NOWAIT", last.id)
+    assert set(await task) == {first.id, last.id}
+
+
 async def test_a_crash_before_the_attempt_began_counts_in_nothing(sql: Session, queue: Queue) -> None:
     """A claimed row whose worker died unstarted is claimed again as if nothing had been."""
     row_id = await sql.insert(queue)

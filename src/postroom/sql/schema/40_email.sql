@@ -276,7 +276,9 @@ DECLARE
 BEGIN
     UPDATE public.email_queue
     SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    FROM (
+        SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
+    ) AS asked
     WHERE email_queue.id = asked.id
         AND email_queue.lease_no = asked.lease_no
         AND email_queue.leased_by = p_worker
@@ -459,7 +461,10 @@ BEGIN
 END;
 $$;
 
--- extend_email_leases: gives attempts that take long another lease; returns those that are still ours.
+-- extend_email_leases: gives attempts that take long another lease; returns those that it could extend.
+--
+-- It waits for nobody: what is locked is being begun or settled by the same worker, on another connection, and two
+-- that lock the same rows in two orders wait for each other.
 CREATE OR REPLACE FUNCTION postroom.extend_email_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
 RETURNS SETOF uuid
 LANGUAGE plpgsql
@@ -470,10 +475,13 @@ BEGIN
     RETURN QUERY
     UPDATE public.email_queue
     SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
-    FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
-    WHERE email_queue.id = held.id
-        AND email_queue.lease_no = held.lease_no
-        AND email_queue.leased_by = p_worker
+    WHERE email_queue.id = ANY (ARRAY(
+        SELECT email.id
+        FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
+        JOIN public.email_queue AS email ON email.id = held.id
+        WHERE email.lease_no = held.lease_no AND email.leased_by = p_worker
+        FOR NO KEY UPDATE OF email SKIP LOCKED
+    ))
     RETURNING email_queue.id;
 END;
 $$;
@@ -569,8 +577,13 @@ BEGIN
             email_queue.attempts, email_queue.max_attempts, email_queue.crashes
         ) AS state
     )
-    FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
-        AS outcome (id, lease_no, verdict, reply, retry_after, entry)
+    -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
+    FROM (
+        SELECT ended.*
+        FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+            AS ended (id, lease_no, verdict, reply, retry_after, entry)
+        ORDER BY ended.id
+    ) AS outcome
     WHERE email_queue.id = outcome.id
         AND email_queue.lease_no = outcome.lease_no
         AND (

@@ -239,7 +239,9 @@ DECLARE
 BEGIN
     UPDATE public.webhook_retry_queue
     SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+    FROM (
+        SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
+    ) AS asked
     WHERE webhook_retry_queue.id = asked.id
         AND webhook_retry_queue.lease_no = asked.lease_no
         AND webhook_retry_queue.leased_by = p_worker
@@ -256,7 +258,7 @@ BEGIN
 END;
 $$;
 
--- extend_webhook_leases: gives attempts that take long another lease; returns those that are still ours.
+-- extend_webhook_leases: gives attempts that take long another lease, as extend_email_leases does.
 CREATE OR REPLACE FUNCTION postroom.extend_webhook_leases(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
 RETURNS SETOF uuid
 LANGUAGE plpgsql
@@ -267,10 +269,13 @@ BEGIN
     RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET due_at = clock_timestamp() + postroom.lease_length(), updated_at = clock_timestamp()
-    FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
-    WHERE webhook_retry_queue.id = held.id
-        AND webhook_retry_queue.lease_no = held.lease_no
-        AND webhook_retry_queue.leased_by = p_worker
+    WHERE webhook_retry_queue.id = ANY (ARRAY(
+        SELECT webhook.id
+        FROM unnest(p_ids, p_lease_nos) AS held (id, lease_no)
+        JOIN public.webhook_retry_queue AS webhook ON webhook.id = held.id
+        WHERE webhook.lease_no = held.lease_no AND webhook.leased_by = p_worker
+        FOR NO KEY UPDATE OF webhook SKIP LOCKED
+    ))
     RETURNING webhook_retry_queue.id;
 END;
 $$;
@@ -367,8 +372,13 @@ BEGIN
             webhook_retry_queue.attempts, webhook_retry_queue.max_attempts, webhook_retry_queue.crashes
         ) AS state
     )
-    FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
-        AS outcome (id, lease_no, verdict, reply, retry_after, entry)
+    -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
+    FROM (
+        SELECT ended.*
+        FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+            AS ended (id, lease_no, verdict, reply, retry_after, entry)
+        ORDER BY ended.id
+    ) AS outcome
     WHERE webhook_retry_queue.id = outcome.id
         AND webhook_retry_queue.lease_no = outcome.lease_no
         AND (
