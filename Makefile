@@ -8,8 +8,11 @@ PEERS  := .venv/.peers-done
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Half of a test's time is waiting: for a lease, a limit, a server that starts.
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check bench chaos demo fmt lock
+.PHONY: help setup up test check bench chaos demo fmt lock upgrade
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +23,7 @@ up: $(SETUP) ## run all of postroom on the embedded database
 	@exec $(BIN)/postroom up
 
 test: $(SETUP) ## all tests but the long ones
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal
 
 check: $(SETUP) ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -45,11 +48,14 @@ fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-lock: $(SETUP) ## resolve the dependencies of pyproject.toml anew into the lock files
+lock: $(SETUP) ## put the dependencies of pyproject.toml into the lock files, and keep the versions that are there
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group dev --extra psycopg -o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group bench -c requirements.lock \
+	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group dev --extra psycopg -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group bench -c requirements.lock \
 	    -o bench/requirements.lock pyproject.toml
+
+upgrade: UPGRADE := --upgrade
+upgrade: lock ## the same with the newest versions that pyproject.toml allows
 
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
     --no-emit-index-url --no-emit-find-links

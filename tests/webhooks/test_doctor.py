@@ -85,7 +85,7 @@ REWRITINGS: list[tuple[str, Callable[[bytes], bytes], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("how", "rewrite", "words"), REWRITINGS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("how", "rewrite", "words"), REWRITINGS, ids=[how for how, _, _ in REWRITINGS])
 def test_a_body_that_was_written_anew_is_told(
     how: str, rewrite: Callable[[bytes], bytes], words: str
 ) -> None:
