@@ -37,7 +37,8 @@ def app(room: Room) -> Starlette:
             await doors.close()
 
     made = Starlette(
-        routes=[*emails.ROUTES, *webhooks.ROUTES, *health.ROUTES],
+        # They are tried in this order: providers come in crowds.
+        routes=[*webhooks.ROUTES, *emails.ROUTES, *health.ROUTES],
         middleware=[Middleware(Outside), Middleware(Cors)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,

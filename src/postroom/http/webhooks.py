@@ -9,6 +9,7 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable, SignatureError
@@ -33,8 +34,16 @@ _diagnoses = asyncio.Semaphore(DIAGNOSES_AT_ONCE)
 _log = log.get_logger()
 
 
-async def receive(request: Request) -> Response:
-    """Store a provider's event."""
+class Door:
+    """Stores a provider's event. An ASGI application: as a function, Starlette would wrap it once more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        response = await _receive(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+async def _receive(request: Request) -> Response:
     doors = doors_of(request)
     name = request.path_params.get("source", STRIPE)
     source = doors.sources.get(name)
@@ -131,7 +140,7 @@ def _as_response(answer: Answer) -> Response:
 
 
 ROUTES = [
-    Route("/webhooks/{source}", receive, methods=METHODS),
-    Route("/functions/v1/stripe-webhook", receive, methods=METHODS),
+    Route("/webhooks/{source}", Door(), methods=METHODS),
+    Route("/functions/v1/stripe-webhook", Door(), methods=METHODS),
     Route("/functions/v1/process-webhook-retries", process_webhook_retries, methods=["POST"]),
 ]

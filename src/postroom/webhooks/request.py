@@ -31,12 +31,12 @@ class Headers:
     """
 
     def __init__(self, fields: Iterable[tuple[str | bytes, str | bytes]] = ()) -> None:
-        self._fields = tuple((_latin1(name), _latin1(value).strip(" \t")) for name, value in fields)
+        self._fields = [(_latin1(name), _latin1(value).strip(" \t")) for name, value in fields]
 
     def all(self, name: str) -> tuple[str, ...]:
         """The values of a field, in their order."""
         name = name.lower()
-        return tuple(value for own, value in self._fields if own.lower() == name)
+        return tuple([value for own, value in self._fields if own.lower() == name])
 
     def first(self, name: str) -> str | None:
         """The first value of a field."""
@@ -169,9 +169,9 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _latin1(text: str | bytes) -> str:
-    if isinstance(text, str):
-        text = text.encode("latin-1" if _is_latin1(text) else "utf-8", "replace")
-    return text.decode("latin-1")
+    if isinstance(text, bytes):
+        return text.decode("latin-1")
+    return text if _is_latin1(text) else text.encode("utf-8", "replace").decode("latin-1")
 
 
 def _is_latin1(text: str) -> bool:
