@@ -8,6 +8,11 @@ from __future__ import annotations
 
 EVENTS = {
     "claim.failed": "A claim ended in an error that is not the loss of the database; it is tried again.",
+    "cron.failed": "A run of a scheduled job failed; error is why. It runs again at its next time.",
+    "cron.given_up": "A run whose scheduler died is marked failed; the job runs again at its next time.",
+    "cron.late": "A run ended after it had been given up; its outcome stands in this line alone.",
+    "cron.no_schedule": "A job's schedule cannot be read, so it does not run.",
+    "cron.succeeded": "A run of a scheduled job ended well; message is what it did.",
     "database.away": "The database gave no answer in time; the worker waits and asks again.",
     "email.dead_letter": "An e-mail needs a person: it failed for good, or too often, or as the policy says.",
     "email.late": "An outcome came after its lease had passed on, and changed nothing.",
@@ -26,6 +31,10 @@ EVENTS = {
     "library.said": "A library warned of something; logger says which.",
     "listener.lost": "The connection that hears of new work was lost; the worker polls until it is back.",
     "migration.step": "A step of bringing the database up to date, or what it found.",
+    "scheduler.failed": "A look at the schedule ended in an error that is not the loss of the database.",
+    "scheduler.leads": "A scheduler leads from now on; the others wait for its end.",
+    "scheduler.started": "A scheduler began; jobs are those that it can run.",
+    "scheduler.stopped": "A scheduler has ended, and its runs too.",
     "settings.unknown": "A variable POSTROOM_… is no setting; meant is the one that may have been meant.",
     "settle.repeated": "The outcomes of a batch were not recorded and are sent again.",
     "start.failed": "The starts of a batch were not recorded; its e-mails go back, no attempt counted.",

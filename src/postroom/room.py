@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from postroom.email.message import OutgoingEmail
     from postroom.email.store import EmailStore
     from postroom.queue.engine import Engine
+    from postroom.schedule.scheduler import Scheduler
     from postroom.webhooks.delivery import Delivery as WebhookDelivery
     from postroom.webhooks.handlers import Handlers
     from postroom.webhooks.registry import Registry
@@ -353,6 +354,21 @@ class Room:
             concurrency=self.settings.concurrency,
             attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
             version=VERSION,
+        )
+
+    async def scheduler(self) -> Scheduler:
+        """What runs the jobs at their times, on connections of its own: a busy house does not hold it up."""
+        from postroom.database.connect import Database
+        from postroom.jobs import jobs_of
+        from postroom.schedule.scheduler import Scheduler
+        from postroom.schedule.sql_job import run_sql
+        from postroom.schedule.store import CronStore
+
+        url = await self.database_url()
+        database = Database(url, listen_url=self.settings.listen_url, max_size=3)
+        self._exit.push_async_callback(database.close)
+        return Scheduler(
+            CronStore(database), jobs_of(self), lambda command: run_sql(url, command), version=VERSION
         )
 
     async def _made_handlers(self) -> tuple[Handlers, asyncio.Semaphore]:

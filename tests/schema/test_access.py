@@ -117,6 +117,11 @@ def assert_access_is_as_promised(world: World) -> None:
         if role == "service_role":
             wrong += [f"{role} may not call {name}" for name in all_functions - functions]
             assert len(tables) > 30
+            assert {name for name in tables if "cron." in name or name.endswith("schema cron")} == {
+                "SELECT cron.job",
+                "SELECT cron.job_run_details",
+                "USAGE on schema cron",
+            }
         else:
             wrong += [f"{role} may {privilege}" for privilege in tables]
             names = {name.partition("(")[0] for name in functions}
@@ -138,7 +143,7 @@ def works(connection: psycopg.Connection, table: str, command: str) -> bool:
 OUR_FUNCTIONS: LiteralString = """
     SELECT proc.oid::regprocedure::text, proc.oid, proc.pronamespace
     FROM pg_proc AS proc
-    WHERE pronamespace = 'postroom'::regnamespace
+    WHERE pronamespace IN ('postroom'::regnamespace, 'cron'::regnamespace)
         OR (pronamespace = 'public'::regnamespace AND obj_description(proc.oid, 'pg_proc') LIKE 'postroom:%%')
 """
 
@@ -151,14 +156,16 @@ def privileges_in_house(connection: psycopg.Connection, role: str) -> tuple[set[
         FROM pg_class AS class
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
             AS privilege
-        WHERE class.relnamespace = 'postroom'::regnamespace AND class.relkind = 'r'
+        WHERE class.relnamespace IN ('postroom'::regnamespace, 'cron'::regnamespace)
+            AND class.relkind IN ('r', 'v')
             AND (has_table_privilege(%(role)s, class.oid, privilege)
                 OR privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
                 AND has_any_column_privilege(%(role)s, class.oid, privilege))
         UNION ALL
-        SELECT privilege || ' on schema postroom'
+        SELECT privilege || ' on schema ' || name
         FROM unnest(ARRAY['USAGE', 'CREATE']) AS privilege
-        WHERE has_schema_privilege(%(role)s, 'postroom', privilege)
+        CROSS JOIN unnest(ARRAY['postroom', 'cron']) AS name
+        WHERE has_schema_privilege(%(role)s, name, privilege)
         UNION ALL
         SELECT privilege || ' ' || class.oid::regclass
         FROM pg_class AS class
@@ -233,6 +240,8 @@ async def again_and_again(world: World) -> None:
     world.run("GRANT ALL ON ALL TABLES IN SCHEMA public, postroom TO PUBLIC, anon, authenticated")
     world.run("GRANT ALL ON ALL FUNCTIONS IN SCHEMA public, postroom TO PUBLIC, anon, authenticated")
     world.run("GRANT SELECT (key) ON rate_limit_counters TO anon")
+    world.run("GRANT ALL ON SCHEMA cron TO PUBLIC, anon")
+    world.run("GRANT ALL ON ALL TABLES IN SCHEMA cron TO PUBLIC, anon, authenticated")
     await migrate(world.url())
 
 
@@ -341,6 +350,17 @@ WORKERS_WAY: tuple[LiteralString, ...] = (
     "INSERT INTO webhook_retry_queue (webhook_type, payload) VALUES ('stripe', '{}')",
     "SELECT mark_webhook_failed(id, 'x'), mark_webhook_processed(id) FROM get_webhook_retry_batch()",
     "SELECT postroom.forget_worker(%(worker)s)",
+    "SELECT postroom.offer_jobs('{reconcile}')",
+    "SELECT postroom.lead_cron(%(worker)s, 'h', 1, 'v', '{reconcile}')",
+    """
+    CREATE TEMPORARY TABLE begun AS
+    SELECT postroom.begin_run(%(worker)s, 1002, clock_timestamp() + interval '1 hour', 1) AS runid
+    """,
+    "SELECT postroom.extend_runs(%(worker)s, array_agg(runid)) FROM begun",
+    "SELECT postroom.end_run(%(worker)s, runid, 'succeeded', 'x') FROM begun",
+    "SELECT * FROM postroom.fail_dead_runs()",
+    "SELECT postroom.resign_cron(%(worker)s)",
+    "SELECT cron.unschedule(cron.schedule('mine', '30 seconds', 'SELECT 1'))",
 )
 
 
@@ -366,6 +386,13 @@ FROM email_queue GROUP BY status;
     """
 SELECT status, COUNT(*) as count, AVG(attempts) as avg_attempts, MIN(created_at) as oldest_pending
 FROM webhook_retry_queue GROUP BY status;
+    """,
+    """
+SELECT d.jobid, d.status, d.start_time, d.end_time,
+  CASE WHEN j.command LIKE '%process-email-queue%' THEN 'Email Queue'
+       WHEN j.command LIKE '%process-webhook-retries%' THEN 'Webhook Retry' ELSE 'Other' END as job_type
+FROM cron.job_run_details d JOIN cron.job j ON d.jobid = j.jobid
+WHERE d.jobid IN (19, 20) ORDER BY d.start_time DESC LIMIT 20;
     """,
     "SELECT COUNT(*) as failed_emails FROM email_queue WHERE status = 'dead_letter';",
     "SELECT COUNT(*) as failed_webhooks FROM webhook_retry_queue WHERE status = 'dead_letter';",
@@ -396,9 +423,10 @@ async def test_the_monitoring_queries_say_what_is(world: World, user: str) -> No
         CROSS JOIN generate_series(1, 4) AS attempts
         """
     )
+    world.run("SELECT postroom.begin_run(gen_random_uuid(), jobid, NULL, 1) FROM postroom.jobs")
     with psycopg.connect(world.url(user)) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
-        emails, webhooks, failed_emails, failed_webhooks = [
+        emails, webhooks, runs, failed_emails, failed_webhooks = [
             connection.execute(query).fetchall() for query in MONITORING
         ]
     by_status: dict[str, Any] = {row[0]: row[1:] for row in emails}
@@ -409,4 +437,8 @@ async def test_the_monitoring_queries_say_what_is(world: World, user: str) -> No
     assert {row[0]: (row[1], float(row[2])) for row in webhooks} == {
         "pending": (4, 2.5), "processed": (4, 2.5), "dead_letter": (4, 2.5),
     }  # fmt: skip
+    assert {(jobid, status, job_type) for jobid, status, _, _, job_type in runs} == {
+        (19, "running", "Email Queue"),
+        (20, "running", "Webhook Retry"),
+    }
     assert (failed_emails, failed_webhooks) == ([(5,)], [(4,)])

@@ -22,6 +22,9 @@ DEFAULTS = {
     "retention.dead_letter": "off",
     "retention.failed": "90d",
     "retention.cron": "7d",
+    "cron.process-email-queue": "* * * * *",
+    "cron.process-webhook-retries": "*/5 * * * *",
+    "cron.reconcile": "7 * * * *",
 }
 LIMIT = (
     "write a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off"
@@ -36,7 +39,7 @@ RETENTION = "write a span of 1m to 36500d, such as 30d; or off"
 
 
 async def test_a_new_database_has_the_defaults(connect: Connect) -> None:
-    """Every key of the contract, and no other."""
+    """Every key of the contract, those of cron, and no other."""
     rows = await (await connect()).fetch("SELECT key, value FROM postroom.settings")
     assert {row["key"]: row["value"] for row in rows} == DEFAULTS
 

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from postroom.cli import (
+    cron,
     dead_letters,
     doctor,
     explain,
@@ -29,7 +30,18 @@ from postroom.cli import (
 from postroom.cli.errors import FAILED, WRONG_USAGE, WrongUsage, describe
 from postroom.cli.screen import is_terminal, note, print_line
 
-_ORDER = ("up", "migrate", "serve", "worker", "send", "status", "explain", "dead-letters", "settings")
+_ORDER = (
+    "up",
+    "migrate",
+    "serve",
+    "worker",
+    "scheduler",
+    "send",
+    "status",
+    "explain",
+    "dead-letters",
+    "settings",
+)
 
 
 class _InOrder(TyperGroup):
@@ -54,12 +66,14 @@ app.command("up")(running.up)
 app.command("migrate")(migrate.migrate)
 app.command("serve")(running.serve)
 app.command("worker")(running.worker)
+app.command("scheduler")(running.scheduler)
 app.command("send")(send.send)
 app.command("status")(status.status)
 app.command("explain")(explain.explain)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(settings.app, name="settings")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(cron.app, name="cron")
 app.command("psql", context_settings=psql.CONTEXT)(psql.psql)
 app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")

@@ -1,4 +1,4 @@
-"""`postroom up`, `serve` and `worker`: the processes that stay, until they are told to end."""
+"""`postroom up`, `serve`, `worker` and `scheduler`: the processes that stay, until they are told to end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ App = Annotated[
 
 
 def up(app: App = None) -> None:
-    """Run all of postroom: migrate, HTTP, a worker. Prints `ready http://HOST:PORT` when it serves."""
+    """Run all of postroom. Prints `ready http://HOST:PORT` when it serves."""
     from postroom.cli.staying import stay, work_and_serve
 
     stay(work_and_serve, app)
@@ -46,3 +46,10 @@ def worker(
     from postroom.cli import staying
 
     staying.stay((staying.Drain if drain else staying.Work)(frozenset(names)), app)
+
+
+def scheduler(app: App = None) -> None:
+    """Run the jobs at their times until told to end; of many that run, one leads."""
+    from postroom.cli import staying
+
+    staying.stay(staying.schedule, app)

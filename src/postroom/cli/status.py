@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from postroom.cli.house import opened_room, run
 from postroom.cli.screen import heading, print_json, print_table, print_text, progress
-from postroom.wording import away, count_of, duration, moment
+from postroom.wording import away, clock, count_of, duration, moment
 
 if TYPE_CHECKING:
     from postroom.queue.status import QueueStatus, Status, WorkerStatus
+    from postroom.schedule.status import CronStatus
 
 _WAITS = {
     "due": "for a worker",
@@ -27,21 +29,24 @@ _WAITS = {
 
 
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show counts and ages of both queues, what waits and why, workers, transports and limits."""
-    found = run(_read())
+    """Show counts and ages of both queues, what waits and why, workers, transports, limits and cron."""
+    found, cron = run(_read())
     if json:
-        print_json(found)
+        # Field by field: asdict() would go down to the last one, which the encoder does by itself.
+        print_json({**{each.name: getattr(found, each.name) for each in fields(found)}, "cron": cron})
     else:
         _print(found)
+        _print_cron(cron)
 
 
-async def _read() -> Status:
+async def _read() -> tuple[Status, CronStatus]:
     from postroom.queue.status import read_status
     from postroom.queues import QUEUES
+    from postroom.schedule.status import read_cron
 
     async with opened_room() as room:
         with progress("counting"):
-            return await read_status(room.database, QUEUES)
+            return await read_status(room.database, QUEUES), await read_cron(room.database)
 
 
 def _print(found: Status) -> None:
@@ -98,6 +103,25 @@ def _print_workers(found: Status) -> None:
         print_text(
             f"{transport.name} until {moment(transport.paused_until, found.now)}, after {failures}{reason}"
         )
+
+
+def _print_cron(found: CronStatus) -> None:
+    heading("Cron")
+    if found.leader is None:
+        print_text("no scheduler runs: start `postroom up` or `postroom scheduler`")
+    else:
+        leader = f"{found.leader.host} process {found.leader.pid}"
+        print_text(f"scheduler: {leader}, leads since {clock(found.leader.leads_since, found.now)}")
+    for job in found.jobs:
+        name = job.name or f"job {job.jobid}"
+        if not job.active:
+            print_text(f"{name}: off")
+            continue
+        last = "never run"
+        if job.last_start is not None:
+            message = f" ({job.last_message})" if job.last_message else ""
+            last = f"{job.last_status} {away(job.last_start, found.now)}{message}"
+        print_text(f"{name} ({job.schedule}): {last}")
 
 
 def _state(worker: WorkerStatus) -> str:

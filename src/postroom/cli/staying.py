@@ -97,6 +97,13 @@ async def work_and_serve(staying: Staying) -> None:
         await staying.run_together(_serve(staying, ready), _work_when(ready, staying))
 
 
+async def schedule(staying: Staying) -> None:
+    """The scheduler alone."""
+    if await staying.opened():
+        scheduler = await staying.room.scheduler()
+        await staying.run_together(scheduler.run(staying.stop))
+
+
 async def serve(staying: Staying) -> None:
     """HTTP alone."""
     if await staying.opened():
@@ -224,7 +231,9 @@ async def _serve(staying: Staying, ready: asyncio.Event) -> None:
 
 
 async def _work_when(ready: asyncio.Event, staying: Staying) -> None:
-    """The workers of `up`: where HTTP gets no port, nothing is begun."""
+    """The workers and the scheduler of `up`: where HTTP gets no port, nothing is begun."""
     await staying.unless_stopped(ready.wait())
     if not staying.stop.is_set():
-        await asyncio.gather(*await _workers(staying, QUEUES))
+        workers = await _workers(staying, QUEUES)
+        scheduler = await staying.room.scheduler()
+        await asyncio.gather(*workers, scheduler.run(staying.stop))

@@ -36,7 +36,71 @@ AS $$
         ('retention.processed',   '30d'),
         ('retention.dead_letter', 'off'),
         ('retention.failed',      '90d'),
-        ('retention.cron',        '7d');
+        ('retention.cron',        '7d'),
+        ('cron.process-email-queue',     '* * * * *'),
+        ('cron.process-webhook-retries', '*/5 * * * *'),
+        ('cron.reconcile',               '7 * * * *');
+$$;
+
+-- is_schedule: whether a text is a schedule of cron, as pg_cron has it: five fields, @daily and its like, or
+-- `N seconds`.
+CREATE OR REPLACE FUNCTION postroom.is_schedule(p_text text)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    SELECT lower(p_text) ~ '^@(yearly|annually|monthly|weekly|daily|midnight|hourly)$'
+        OR lower(p_text) ~ '^([1-9]|[1-5][0-9]) seconds?$'
+        OR (
+            SELECT count(*) = 5 AND bool_and(good.all_parts)
+            FROM regexp_split_to_table(btrim(lower(p_text), E' \t'), '[ \t]+') WITH ORDINALITY AS field (value, place)
+            CROSS JOIN LATERAL (
+                SELECT bool_and(
+                    CASE
+                        WHEN field.place = 3 AND part.value = '$' THEN true
+                        WHEN range.found IS NULL THEN false
+                        WHEN range.found[4] IS NOT NULL AND range.found[4]::integer NOT BETWEEN 1 AND 60 THEN false
+                        WHEN range.found[4] IS NOT NULL AND range.found[1] <> '*' AND range.found[3] IS NULL THEN false
+                        WHEN range.found[1] = '*' THEN true
+                        ELSE range.found[2]::integer >= bound.low
+                            AND range.found[2]::integer <= COALESCE(range.found[3]::integer, bound.high)
+                            AND COALESCE(range.found[3]::integer, 0) <= bound.high
+                    END
+                ) AS all_parts
+                FROM (VALUES (1, 0, 59), (2, 0, 23), (3, 1, 31), (4, 1, 12), (5, 0, 7)) AS bound (place, low, high)
+                CROSS JOIN LATERAL string_to_table(postroom._without_names(field.value, field.place), ',') AS part (value)
+                CROSS JOIN LATERAL (
+                    SELECT regexp_match(part.value, '^(\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?$') AS found
+                ) AS range
+                WHERE bound.place = field.place
+            ) AS good
+        );
+$$;
+
+-- _without_names: jan to dec and sun to sat as numbers, in the fields where they may stand.
+CREATE OR REPLACE FUNCTION postroom._without_names(p_field text, p_place bigint)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+SET search_path = ''
+AS $$
+DECLARE
+    v_field text := p_field;
+    v_names text[];
+BEGIN
+    v_names := CASE p_place
+        WHEN 4 THEN ARRAY['', 'jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec']
+        WHEN 5 THEN ARRAY['sun', 'mon', 'tue', 'wed', 'thu', 'fri', 'sat']
+        ELSE '{}'
+    END;
+    FOR v_place IN 1..cardinality(v_names) LOOP
+        IF v_names[v_place] <> '' THEN
+            v_field := regexp_replace(v_field, '\m' || v_names[v_place] || '\M', (v_place - 1)::text, 'g');
+        END IF;
+    END LOOP;
+    RETURN v_field;
+END;
 $$;
 
 -- further_limit_key: the key of a limit that is there once somebody sets it, as it is kept; NULL where it is none. By
@@ -74,7 +138,7 @@ DECLARE
     v_spans   interval[];
 BEGIN
     NEW.key := COALESCE(postroom.further_limit_key(NEW.key), NEW.key);
-    NEW.value := regexp_replace(lower(NEW.value), '\s', '', 'g');
+    NEW.value := regexp_replace(lower(NEW.value), '\s', CASE WHEN NEW.key LIKE 'cron.%' THEN ' ' ELSE '' END, 'g');
     NEW.amount := NULL;
     NEW.span := NULL;
     NEW.spans := NULL;
@@ -130,6 +194,12 @@ BEGIN
         v_allowed := 'a span of 1m to 36500d, such as 30d; or off';
         NEW.span := postroom.span(NEW.value);
         IF NEW.value = 'off' OR NEW.span >= interval '1 minute' THEN
+            RETURN NEW;
+        END IF;
+    ELSIF NEW.key LIKE 'cron.%' AND EXISTS (SELECT 1 FROM postroom.default_settings() AS d WHERE d.key = NEW.key) THEN
+        v_allowed := 'a schedule of cron in UTC, such as */5 * * * * or @daily; or off';
+        NEW.value := btrim(regexp_replace(NEW.value, ' +', ' ', 'g'));
+        IF NEW.value = 'off' OR postroom.is_schedule(NEW.value) THEN
             RETURN NEW;
         END IF;
     ELSE

@@ -293,6 +293,9 @@ BEGIN
         PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may insert'),
             format('FOR INSERT TO %I WITH CHECK (true)', v_role));
     END LOOP;
+
+    -- 9. Schema cron, where it is ours to make.
+    PERFORM postroom.make_cron_schema();
 END;
 $$;
 

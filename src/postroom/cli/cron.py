@@ -1,0 +1,135 @@
+"""`postroom cron`: the scheduled jobs, their history, and a run by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from postroom.cli.errors import WrongUsage
+from postroom.cli.house import opened_room, run
+from postroom.cli.screen import note, print_json, print_line, print_table, progress
+from postroom.wording import away, duration
+
+if TYPE_CHECKING:
+    from postroom.schedule.status import CronStatus, JobStatus, RunStatus
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+app = typer.Typer(help="Scheduled jobs.")
+
+
+@app.callback()
+def cron() -> None:
+    """Scheduled jobs."""
+
+
+@app.command("list")
+def list_jobs(json: Json = False) -> None:
+    """Show the jobs: their schedule (UTC), their last run and their next."""
+    found, not_here = run(_list())
+    if json:
+        print_json({"leader": found.leader, "jobs": found.jobs, "not_configured": not_here})
+        return
+    print_table(
+        ["JOBID", "NAME", "SCHEDULE", "LAST", "STATUS", "NEXT", "MESSAGE"],
+        [_row(job, found) for job in found.jobs],
+        flexible=["MESSAGE"],
+    )
+    for name, missing in not_here.items():
+        print_line(f"{name} is not configured here: {missing}")
+    if found.leader is None:
+        note("no scheduler runs: start `postroom up` or `postroom scheduler`")
+
+
+@app.command("history")
+def history(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One job, by name or number.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show the last runs, newest first."""
+    runs = run(_history(name, limit))
+    if json:
+        print_json(runs)
+        return
+    print_table(
+        ["RUN", "JOB", "STARTED", "TOOK", "STATUS", "MESSAGE"],
+        [
+            (
+                each.runid,
+                each.job or each.jobid,
+                each.start_time,
+                duration((each.end_time - each.start_time).total_seconds())
+                if each.start_time and each.end_time
+                else "",
+                each.status,
+                each.return_message,
+            )
+            for each in runs
+        ],
+        flexible=["MESSAGE"],
+    )
+
+
+@app.command("run")
+def run_job(name: Annotated[str, typer.Argument(metavar="NAME", help="A job, by name or number.")]) -> None:
+    """Run a job now, in this process, and say what it did."""
+    print_line(run(_run(name)))
+
+
+async def _list() -> tuple[CronStatus, dict[str, str]]:
+    from postroom.jobs import not_configured
+    from postroom.schedule.status import read_cron
+
+    async with opened_room() as room:
+        return await read_cron(room.database), not_configured(room)
+
+
+async def _history(name: str | None, limit: int) -> list[RunStatus]:
+    from postroom.schedule.status import read_runs
+
+    async with opened_room() as room:
+        return await read_runs(room.database, name, limit)
+
+
+async def _run(name: str) -> str:
+    import asyncio
+
+    from postroom import log
+    from postroom.jobs import jobs_of, not_configured
+    from postroom.schedule.by_hand import run_by_hand
+    from postroom.schedule.scheduler import run_of
+    from postroom.schedule.sql_job import run_sql
+    from postroom.schedule.store import CronStore
+
+    async with opened_room() as room:
+        log.configure(room.settings.log_format, room.settings.log_level)
+        store = CronStore(room.database)
+        jobs = {job.name: job for job in jobs_of(room)}
+        await store.offer(jobs)
+        job = await store.job(name)
+        if job is None or (job.builtin and job.name not in jobs):
+            raise WrongUsage(
+                not_configured(room).get(name) or f"there is no job {name!r}: see `postroom cron list`"
+            )
+        told = run_of(job, await store.now(), asyncio.Event())
+        url = await room.database_url()
+        with progress(f"running {name}"):
+            if job.builtin:
+                assert job.name is not None
+                own = jobs[job.name]
+                return await run_by_hand(store, job, lambda: own.run(told))
+            return await run_by_hand(store, job, lambda: run_sql(url, job.command))
+
+
+def _row(job: JobStatus, found: CronStatus) -> tuple[object, ...]:
+    return (
+        job.jobid,
+        job.name,
+        job.schedule,
+        away(job.last_start, found.now) if job.last_start else "never",
+        job.last_status,
+        away(job.next_at, found.now) if job.next_at else "off" if not job.active else "never",
+        job.last_message,
+    )

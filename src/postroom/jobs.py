@@ -1,0 +1,140 @@
+"""postroom's own jobs, for the scheduler: what each needs of the house, and what it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from postroom.errors import PostroomError
+from postroom.queue.engine import Engine
+from postroom.queue.status import read_workers
+from postroom.schedule.job import Job, Run
+from postroom.wording import count_of
+
+if TYPE_CHECKING:
+    from postroom.room import Room
+    from postroom.webhooks.source import Source
+
+PASS_S_MAX = 50.0
+"""A pass claims no more after this time: the next minute's finds it done."""
+
+RECONCILE_OVERLAP = timedelta(minutes=10)
+"""How far behind its last success a reconciliation looks again: clocks differ, and lists fill late."""
+
+
+def jobs_of(room: Room) -> list[Job]:
+    """
+    The jobs that this process can run.
+
+    Raises:
+        ConfigError: A source of postroom.toml is wrong.
+    """
+    jobs = [
+        Job("process-email-queue", partial(_process_emails, room)),
+        Job("process-webhook-retries", partial(_process_webhooks, room)),
+    ]
+    if (source := source_to_reconcile(room)) is not None:
+        jobs.append(Job("reconcile", partial(_reconcile, room, source)))
+    return jobs
+
+
+def not_configured(room: Room) -> dict[str, str]:
+    """The jobs that this process cannot run, each with what is missing."""
+    if source_to_reconcile(room) is not None:
+        return {}
+    if room.settings.stripe_api_key is None:
+        return {"reconcile": "set STRIPE_API_KEY to a key that may read events: sk_… or rk_…"}
+    return {"reconcile": "it needs one source of scheme stripe, or one that is named stripe"}
+
+
+def source_to_reconcile(room: Room) -> Source | None:
+    """
+    The source whose events the job `reconcile` lists; None without a key of Stripe's API, or a source of it.
+
+    A key belongs to one account: of several sources it is the one named stripe.
+    """
+    if room.settings.stripe_api_key is None:
+        return None
+    of_stripe = {name: source for name, source in room.sources.items() if source.scheme.name == "stripe"}
+    return next(iter(of_stripe.values())) if len(of_stripe) == 1 else of_stripe.get("stripe")
+
+
+async def _process_emails(room: Room, run: Run) -> str:
+    """What is due goes out, where no worker does it."""
+    if left := await _left_to_workers(room, "email"):
+        return left
+    ended = await _pass(room.email_engine(), run)
+    paused = "".join(
+        f"; {pause.name} is paused: {pause.reason}" for pause in room.delivery.transport.pauses()
+    )
+    return f"{ended.done:,} sent, {ended.failed:,} failed, {ended.put_back:,} put back to wait{paused}"
+
+
+async def _process_webhooks(room: Room, run: Run) -> str:
+    """The same for events."""
+    if left := await _left_to_workers(room, "webhook"):
+        return left
+    await room.prepare_handlers()
+    ended = await _pass(room.webhook_engine(), run)
+    return f"{ended.done:,} processed, {ended.failed:,} failed"
+
+
+async def _left_to_workers(room: Room, queue: str) -> str | None:
+    alive = [
+        worker
+        for worker in await read_workers(room.database)
+        if worker.queue == queue and worker.alive and worker.claims
+    ]
+    return f"left to {count_of(len(alive), 'worker')}" if alive else None
+
+
+async def _pass(engine: Engine[Any], run: Run) -> Any:
+    return await engine.run_pass(limit_s=PASS_S_MAX, stop=run.stop)
+
+
+async def _reconcile(room: Room, source: Source, run: Run) -> str:
+    """
+    Store what Stripe has made since the last success and what never arrived.
+
+    Its first run looks at nothing of before: what another program has handled by then would come again.
+    """
+    from postroom.webhooks.reconcile import SINCE_MAX, reconcile_stripe
+    from postroom.webhooks.stripe_api import StripeApi
+
+    key = room.settings.stripe_api_key
+    assert key is not None
+    since = max(run.first_began_at or run.began_at, run.began_at - SINCE_MAX)
+    if run.last_succeeded_at is not None:
+        since = max(since, run.last_succeeded_at - RECONCILE_OVERLAP)
+    async with StripeApi(room.settings.stripe_api_url, key.get_secret_value()) as api:
+        work = reconcile_stripe(room.database, source, api, since, events=await _wanted_types(room, source))
+        found = await _unless_stopped(work, run.stop)
+    if found.refused:
+        raise PostroomError(f"the database refused {count_of(found.refused, 'event')}: see its triggers")
+    return f"{found.missing:,} of {count_of(found.listed, 'event')} had not arrived: stored now"
+
+
+async def _wanted_types(room: Room, source: Source) -> tuple[str, ...]:
+    """The patterns of types that handlers want; all where there is no handler yet."""
+    rows = await room.database.fetch(
+        "SELECT DISTINCT unnest(events) AS pattern FROM postroom.handlers WHERE source = $1", source.name
+    )
+    patterns = {row["pattern"] for row in rows}
+    patterns.update(pattern for handler in source.handlers for pattern in handler.events)
+    return tuple(sorted(patterns)) or ("*",)
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, Any], stop: asyncio.Event) -> Any:
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise PostroomError("broken off: the process was told to end")
+        return task.result()
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)

@@ -1,0 +1,47 @@
+"""A run that a person asks for: now, in the person's own process, and in the history like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+from postroom.errors import PostroomError
+from postroom.schedule.job import JobRow
+from postroom.schedule.scheduler import TICK_S, attempt
+from postroom.schedule.store import CronStore
+
+
+async def run_by_hand(store: CronStore, job: JobRow, work: Callable[[], Coroutine[Any, Any, str]]) -> str:
+    """
+    Run a job; returns its message.
+
+    Args:
+        work: Begins it.
+
+    Raises:
+        PostroomError: It runs already, or it failed.
+    """
+    scheduler = uuid4()
+    runid = await store.begin(scheduler, job.jobid, None, os.getpid())
+    if runid is None:
+        raise PostroomError(f"{job.name} runs at the moment: see `postroom cron history {job.name}`")
+    extending = asyncio.create_task(_extend(store, scheduler, runid))
+    try:
+        status, message = await attempt(work())
+    finally:
+        extending.cancel()
+    await store.end(scheduler, runid, status, message)
+    if status == "failed":
+        raise PostroomError(f"{job.name} failed: {message}")
+    return message
+
+
+async def _extend(store: CronStore, scheduler: UUID, runid: int) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        with suppress(Exception):
+            await store.extend(scheduler, [runid])
