@@ -222,4 +222,5 @@ def test_no_secret_shows_in_the_repr(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variable_that_is_no_setting_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped variable is silent by nature; doctor can name it with the one that was meant."""
     monkeypatch.setenv("POSTROOM_TRANSPROT", "smtp://h")
+    monkeypatch.setenv("POSTROOM_TEST_FAILPOINTS", "settle.before=kill")
     assert unknown_variables() == {"POSTROOM_TRANSPROT": "POSTROOM_TRANSPORT"}

@@ -31,6 +31,7 @@ EVENTS = {
     "library.said": "A library warned of something; logger says which.",
     "listener.lost": "The connection that hears of new work was lost; the worker polls until it is back.",
     "migration.step": "A step of bringing the database up to date, or what it found.",
+    "report.failed": "An outcome is written down and could not be logged; error says why.",
     "scheduler.failed": "A look at the schedule ended in an error that is not the loss of the database.",
     "scheduler.leads": "A scheduler leads from now on; the others wait for its end.",
     "scheduler.started": "A scheduler began; jobs are those that it can run.",

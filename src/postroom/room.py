@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 from postroom.errors import ConfigError, PostroomError
+from postroom.failpoints import reach
 from postroom.settings import Settings, load_settings
 from postroom.version import VERSION
 
@@ -331,7 +332,10 @@ class Room:
         brought = [
             (source, one.handler.name, one.handler.events) for source, ones in of.items() for one in ones
         ]
-        if others := await self.webhooks.register_handlers(app, brought):
+        reach("handlers.register.before")
+        others = await self.webhooks.register_handlers(app, brought)
+        reach("handlers.register.after")
+        if others:
             raise ConfigError(
                 f"--app {app}: {others[0]} has handlers of the same source, and one program must have all of "
                 "a source; where that program is gone, delete its rows from postroom.handlers"

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from postroom import failpoints
 from postroom import settings_sources as sources
 from postroom.errors import ConfigError
 from postroom.spans import ALLOWED as SPANS
@@ -210,6 +211,7 @@ def unknown_variables() -> dict[str, str | None]:
     """The POSTROOM_* variables that are no setting, each with the one that may have been meant."""
     known = {sources.CONFIG, *map(sources.variable, Settings.model_fields)}
     known |= {sources.variable(field, "smtp") for field in SmtpTimeouts.model_fields}
+    known.add(failpoints.VARIABLE)
     ours = sorted(name for name in os.environ if name.startswith(sources.PREFIX) and name not in known)
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in ours}
 

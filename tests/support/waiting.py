@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 LIMIT_S = 30.0
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], *, limit_s: float = LIMIT_S) -> None:
-    """Return when the condition holds; fail when it still does not after the limit."""
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], *, limit_s: float = LIMIT_S, look_s: float = 0.01
+) -> None:
+    """Return when the condition holds, looked at so often; fail when it still does not after the limit."""
     ends = time.monotonic() + limit_s
     while True:
         holds = condition()
@@ -20,7 +22,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], *, limit_s: flo
         if holds:
             return
         assert time.monotonic() < ends, f"not true within {limit_s:g} s: {inspect.getsource(condition)}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(look_s)
 
 
 def until_now(condition: Callable[[], bool], *, limit_s: float = LIMIT_S) -> None:

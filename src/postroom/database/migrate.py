@@ -27,6 +27,7 @@ import asyncpg
 from postroom.database.connect import name_of
 from postroom.database.connection import unavailable
 from postroom.errors import PostroomError, SchemaError
+from postroom.failpoints import reach
 from postroom.version import VERSION, is_newer
 
 LOCK_TIMEOUT_MS = 1200
@@ -215,6 +216,7 @@ async def _migrate(
         )
     if to_do:
         await connection.execute(_preflight())
+        reach("migrate.preflight.after")
         for migration in await _missing(connection):
             report(f"migration {migration.version:04d} {migration.name}")
             await _apply(connection, migration, report)
@@ -285,8 +287,11 @@ async def _apply(connection: asyncpg.Connection, migration: Migration, report: R
         )
         return
     for statement in _statements(migration.text):
+        reach("migrate.index.before")
         await _build_index(connection, statement, report)
+        reach("migrate.index.after")
     await connection.execute(_record_sql(migration))
+    reach("migrate.record.after")
 
 
 async def _in_transaction(
@@ -316,7 +321,10 @@ async def _in_transaction(
             await _begin_step(connection)
             if version is not None and version not in {m.version for m in await _missing(connection)}:
                 return
+            reach("migrate.step.before")
             await connection.execute("\n".join([*locks, script]))
+            reach("migrate.step.inside")
+        reach("migrate.step.after")
 
     await _with_patience(connection, once, report)
 
@@ -449,6 +457,8 @@ async def _settle_pass(
                 last_id,
                 BATCH_ROWS,
             )
+            reach("migrate.rows.inside")
+        reach("migrate.rows.after")
         assert row is not None
         last_id = row["last_id"]
         for what in found:

@@ -11,6 +11,7 @@ from postroom import log
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import START_GOOD_S, EmailStore
 from postroom.email.transports.failover import Failover
+from postroom.failpoints import reach
 from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
 
 BEYOND_MAX = 500
@@ -126,6 +127,8 @@ class Delivery:
 
     async def _publish(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
         try:
+            reach("pause.before")
             await self.store.publish_pause(name, pause_s, reason, failures)
+            reach("pause.after")
         except Exception as error:
             _log.warning("transport.not_published", transport=name, error=str(error))

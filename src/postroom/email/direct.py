@@ -21,6 +21,7 @@ from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import EmailStore, LimitReached
 from postroom.errors import DatabaseUnavailable, InvalidEmail, NotStarted, PostroomError
+from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settlement
 from postroom.queue.engine import Engine
 from postroom.queue.outcome import Outcome, Verdict
@@ -138,7 +139,9 @@ class DirectSends:
     async def _send(self, accepted: AcceptedEmail) -> Sent | NotSent | LimitReached:
         email_id = uuid4()
         try:
+            reach("direct.insert.before")
             begun = await self._store.begin_direct(self._engine.id, email_id, accepted)
+            reach("direct.insert.after")
         except DatabaseUnavailable:
             self._settle_unknown(email_id)
             raise
@@ -150,6 +153,7 @@ class DirectSends:
             outcome = await self._engine.attempt_now(begun)
         except NotStarted as refused:
             return await self._put_back(begun, refused)
+        reach("direct.answer.before")
         if outcome.verdict == Verdict.DONE:
             return Sent(email_id)
         return NotSent(email_id, outcome.reply, outcome.verdict == Verdict.UNCERTAIN)
@@ -160,7 +164,9 @@ class DirectSends:
         """The slots were gone when it came to begin: as if it had never been there."""
         key = (refused.waits_for or "").removeprefix("limit:")
         try:
+            reach("direct.withdraw.before")
             wait_s = await self._store.withdraw_direct(claim)
+            reach("direct.withdraw.after")
         except DatabaseUnavailable:
             return NotSent(claim.id, "the database went away; the e-mail waits for a limit", uncertain=True)
         if wait_s is not None:

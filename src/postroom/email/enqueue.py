@@ -23,6 +23,7 @@ from postroom.email.address import kind_of
 from postroom.email.check import AcceptedEmail, check_email
 from postroom.email.store import json_text
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
+from postroom.failpoints import reach
 
 EMAILS_MAX = 10_000
 """E-mails in one call."""
@@ -164,13 +165,17 @@ async def enqueue(database: Database, emails: Sequence[QueueableEmail]) -> list[
         DatabaseUnavailable: Nothing is known to be queued; repeat it, with the same idempotency keys.
     """
     batches = _batches(emails)
+    reach("enqueue.before")
     try:
         if len(batches) == 1:
-            return _ids(await database.fetch(_ASYNCPG_SQL, *_columns(batches[0])))
-        async with database.transaction() as connection:
-            return _ids(await _run_asyncpg(connection, batches))
+            ids = _ids(await database.fetch(_ASYNCPG_SQL, *_columns(batches[0])))
+        else:
+            async with database.transaction() as connection:
+                ids = _ids(await _run_asyncpg(connection, batches))
     except asyncpg.PostgresError as error:
         raise _explained(error) from error
+    reach("enqueue.after")
+    return ids
 
 
 async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -> list[UUID]:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable, SignatureError
+from postroom.failpoints import reach
 from postroom.http.answers import Refused, error_answer, json_answer
 from postroom.http.bodies import read_body
 from postroom.http.doors import Doors, doors_of
@@ -97,6 +98,7 @@ async def _keep(
         request.state.facts["error"] = str(error)
         return error_answer(503, "not stored: send it again", {"retry-after": "5"})
     request.state.facts["duplicate"] = not is_new
+    reach("door.answer.before")
     if (answer := source.scheme.acknowledge(came)) is not None:
         return _as_response(answer)
     return json_answer({"received": True} if is_new else {"received": True, "duplicate": True})

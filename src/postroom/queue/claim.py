@@ -13,7 +13,10 @@ from postroom.queue.outcome import Outcome
 
 T = TypeVar("T")
 
-Start = Callable[[], Awaitable[None]]
+Held = Callable[[], bool]
+"""Whether the row is still surely ours."""
+
+Start = Callable[[], Awaitable[Held]]
 """Makes the attempt's start durable; raises NotStarted where it may not begin. See Starts.begin."""
 
 
@@ -52,6 +55,10 @@ class Claim(Generic[T]):
     def lease_left_s(self) -> float:
         """Seconds for which the row is surely ours."""
         return self.leased_until - monotonic()
+
+    def is_held(self) -> bool:
+        """Whether the row is still surely ours."""
+        return monotonic() < self.leased_until
 
 
 @dataclass(frozen=True, slots=True)

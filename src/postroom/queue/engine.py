@@ -24,6 +24,7 @@ import orjson
 from postroom import log
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, NotStarted
+from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settlement, Work
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.settles import Settles
@@ -279,7 +280,10 @@ class Engine(Generic[T]):
         if space <= 0:
             return []
         held = len(self._buffer) + sum(not claim.started for claim in self._in_flight.values())
-        return await self.work.claim(self.id, self.work.claim_limit(space), before, held)
+        reach("claim.before")
+        claims = await self.work.claim(self.id, self.work.claim_limit(space), before, held)
+        reach("claim.after")
+        return claims
 
     async def _sleep(self) -> None:
         """Lie down: say so, look once more, and wait to be woken, for the next due row, or to poll."""
@@ -342,13 +346,18 @@ class Engine(Generic[T]):
             self._room.set()
             try:
                 ended = await self._attempt(claim)
+                reach("attempt.ended")
                 if isinstance(ended, Settlement):
-                    self._settles.settle(ended)
                     self._count(ended)
+                    self._settles.settle(ended)
                 elif ended.held:
                     self._settles.settle(Settlement(claim, "released"))
                 else:
                     self._count_put_back(ended)
+            except Exception as error:
+                # Nobody would miss an attempter that is gone, and its row would be extended for ever.
+                outcome = outcome_of(error, started=claim.started)
+                self._settles.settle(self._ended(claim, outcome, monotonic()))
             finally:
                 del self._in_flight[claim.id]
 
@@ -357,7 +366,9 @@ class Engine(Generic[T]):
         began = monotonic()
         try:
             async with asyncio.timeout(self._deadline_s):
+                reach("attempt.before")
                 answer = await self.work.attempt(claim, lambda: self._starts.begin(claim))
+                reach("attempt.after")
             outcome = answer if isinstance(answer, Outcome) else Outcome(Verdict.DONE, answer)
         except NotStarted as error:
             return error
@@ -366,6 +377,9 @@ class Engine(Generic[T]):
             outcome = Outcome(Verdict.UNCERTAIN if claim.started else Verdict.TEMPORARY, reason)
         except Exception as error:
             outcome = outcome_of(error, started=claim.started)
+        return self._ended(claim, outcome, began)
+
+    def _ended(self, claim: Claim[T], outcome: Outcome, began: float) -> Settlement[T]:
         took_ms = round((monotonic() - began) * 1000)
         return Settlement(claim, str(outcome.verdict), outcome, took_ms, datetime.now(UTC))
 
@@ -387,6 +401,7 @@ class Engine(Generic[T]):
     # Ending
 
     async def _drain(self, attempters: list[asyncio.Task[None]]) -> None:
+        reach("drain.before")
         await self._give_back_buffer("released")
         async with self._ready:
             self._ready.notify_all()
@@ -398,6 +413,7 @@ class Engine(Generic[T]):
     async def _register(self, *, patient: bool, asleep: bool = False) -> None:
         while True:
             try:
+                reach("worker.register.before")
                 await self._database.execute(
                     "SELECT postroom.register_worker($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)",
                     self.id,
@@ -409,6 +425,7 @@ class Engine(Generic[T]):
                     asleep,
                     orjson.dumps(self._settles.counts).decode(),
                 )
+                reach("worker.register.after")
                 return
             except DatabaseUnavailable as error:
                 if not patient:
@@ -418,12 +435,15 @@ class Engine(Generic[T]):
 
     async def _forget(self) -> None:
         with suppress(Exception):
+            reach("worker.forget.before")
             await self._database.execute("SELECT postroom.forget_worker($1)", self.id)
+            reach("worker.forget.after")
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(Exception):  # the fetcher says what is wrong with the database
+                reach("worker.heartbeat.before")
                 tag = await self._database.execute(
                     """
                     UPDATE postroom.workers
@@ -433,6 +453,7 @@ class Engine(Generic[T]):
                     self.id,
                     orjson.dumps(self._settles.counts).decode(),
                 )
+                reach("worker.heartbeat.after")
                 if tag == "UPDATE 0":  # somebody has deleted it: without it nothing can be begun
                     await self._register(patient=False)
 
@@ -440,7 +461,9 @@ class Engine(Generic[T]):
         while True:
             await asyncio.sleep(TEND_S)
             try:
+                reach("tend.before")
                 await self.work.tend()
+                reach("tend.after")
             except DatabaseUnavailable:
                 pass
             except Exception as error:
@@ -457,12 +480,16 @@ class Engine(Generic[T]):
                 continue
             asked_at = monotonic()
             try:
+                reach("extend.before")
                 ours = await self.work.extend(self.id, list(old.values()))
+                reach("extend.after")
             except Exception as error:
                 _log.warning("lease.not_extended", queue=self.work.queue, rows=len(old), error=str(error))
                 continue
             for claim in old.values():
                 if claim.id in ours:
                     claim.leased_until = asked_at + claim.lease_s
-                elif claim in self._buffer:
-                    self._buffer.remove(claim)
+                else:
+                    claim.leased_until = 0.0
+                    if claim in self._buffer:
+                        self._buffer.remove(claim)

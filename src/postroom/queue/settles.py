@@ -8,6 +8,7 @@ from uuid import UUID
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable
+from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settled, Settlement, Work
 
 T = TypeVar("T")
@@ -73,7 +74,9 @@ class Settles(Generic[T]):
             batch = self._waiting[:BATCH_MAX]
             settlements = [settlement for settlement, _ in batch]
             try:
+                reach("settle.before")
                 rows = {row.id: row for row in await self._work.settle(self._worker, settlements)}
+                reach("settle.after")
             except Exception as error:
                 # The row is kept in memory: it must not be attempted again while its outcome is known.
                 if not isinstance(error, DatabaseUnavailable) or again_s == AGAIN_S_MIN:
@@ -95,5 +98,12 @@ class Settles(Generic[T]):
         if self._begun.get(claim.id) is claim:
             del self._begun[claim.id]
         self.counts[settlement.verdict] = self.counts.get(settlement.verdict, 0) + 1
-        if settlement.outcome is not None:
+        if settlement.outcome is None:
+            return
+        try:
+            reach("report.before")
             self._work.report(settlement, settled)
+        except Exception as error:
+            # What cannot be told must not keep the rest of the batch from being recorded.
+            said = f"{type(error).__name__}: {error}"
+            _log.error("report.failed", queue=self._work.queue, id=str(claim.id), error=said)

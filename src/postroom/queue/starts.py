@@ -9,7 +9,8 @@ from uuid import UUID
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable, NotStarted
-from postroom.queue.claim import Begun, Claim, Work
+from postroom.failpoints import reach
+from postroom.queue.claim import Begun, Claim, Held, Work
 
 T = TypeVar("T")
 
@@ -51,9 +52,12 @@ class Starts(Generic[T]):
         self.refusal: Exception | None = None
         self.refusals = 0
 
-    async def begin(self, claim: Claim[T]) -> None:
+    async def begin(self, claim: Claim[T]) -> Held:
         """
         Return once the start of this attempt is durable and still good.
+
+        Returns:
+            Tells, at any later moment, whether the row is still surely ours.
 
         Raises:
             NotStarted: The row must wait for a limit, its lease is lost, or the database is away.
@@ -66,6 +70,7 @@ class Starts(Generic[T]):
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._run())
             await future
+        return claim.is_held
 
     async def _run(self) -> None:
         while self._waiting:
@@ -82,10 +87,12 @@ class Starts(Generic[T]):
         rerouted = {claim.id for claim in claims if claim.begun_now}
         self.statements += 1
         try:
+            reach("begin.before")
             answers = {
                 begun.id: begun
                 for begun in await self._work.begin(self._worker, claims, list(self.begun.values()))
             }
+            reach("begin.after")
         except Exception as error:
             # Whether the mark was written is not known; the next start writes the list anew, without it.
             reason = "the database is away" if isinstance(error, DatabaseUnavailable) else str(error)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from postroom.database.connect import Database
 from postroom.errors import ConfigError, NotStarted, TemporaryFailure
+from postroom.failpoints import reach
 from postroom.queue.claim import Claim
 from postroom.webhooks.event import Event
 from postroom.webhooks.registry import Function
@@ -71,10 +72,13 @@ class CodeRunner:
         self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function
     ) -> None:
         async with self._database.transaction(deadline_s=CONNECT_S) as connection:
+            reach("async_handler.before")
             await function(event, connection)
+            reach("async_handler.effect")
             if not connection.is_in_transaction():
                 raise TemporaryFailure(_LEFT_TRANSACTION)
             await self._store.finish_handler(claim.item.worker, claim, name, within=connection)
+            reach("async_handler.mark")
 
     def _run_sync(self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function) -> None:
         import psycopg
@@ -83,7 +87,9 @@ class CodeRunner:
         finished = False
         try:
             with connection.transaction():
+                reach("plain_handler.before")
                 _call(function, event, connection)
+                reach("plain_handler.effect")
                 finish = (claim.item.worker, claim.id, claim.lease_no, name, False)
                 try:
                     connection.execute(FINISH_HANDLER.format("%s", "%s", "%s", "%s", "%s"), finish)
@@ -91,6 +97,7 @@ class CodeRunner:
                     if error.sqlstate == LEASE_LOST:
                         raise NotStarted("the lease is lost") from error
                     raise
+                reach("plain_handler.mark")
                 finished = True
             if not finished:  # psycopg.Rollback, which leaves the block in silence
                 raise TemporaryFailure(_LEFT_TRANSACTION)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from postroom import log
 from postroom.errors import NotStarted, PermanentFailure, SendError
+from postroom.failpoints import reach
 from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
 from postroom.queue.outcome import Outcome, Verdict
 from postroom.webhooks.event import Event
@@ -143,9 +144,13 @@ class Delivery:
     async def _run(self, one: Runnable, claim: Claim[ClaimedEvent], event: Event, ended: _Ended) -> None:
         try:
             try:
+                reach("handler.before")
                 await one.run(claim, event)
+                reach("handler.after")
             except PermanentFailure as error:
+                reach("handler.stop.before")
                 await self.store.finish_handler(claim.item.worker, claim, one.name, stopped=True)
+                reach("handler.stop.after")
                 ended.stopped.append(f"{one.name}: {error.text}")
         except NotStarted:
             ended.lost = True

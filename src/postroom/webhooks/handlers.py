@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from postroom.errors import ConfigError
+from postroom.failpoints import reach
 from postroom.queue.claim import Claim
 from postroom.webhooks.code import CodeRunner, require_runnable
 from postroom.webhooks.event import Event
@@ -140,6 +141,7 @@ class Handlers:
     def _url_run(self, handler: Handler) -> Run:
         async def run(claim: Claim[ClaimedEvent], event: Event) -> str:
             said = await self._url.post(handler, event)
+            reach("url_handler.answered")
             await self._store.finish_handler(claim.item.worker, claim, handler.name)
             return said
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable, PostroomError
+from postroom.failpoints import reach
 from postroom.webhooks.event import IncomingEvent
 
 LINE_EVENTS_MAX = 2_000
@@ -116,7 +117,9 @@ class Intake:
 
     async def _keep(self, batch: list[tuple[IncomingEvent, asyncio.Future[bool]]]) -> None:
         try:
+            reach("store.before")
             stored = await self._keeper.keep([event for event, _ in batch])
+            reach("store.after")
         except DatabaseUnavailable as error:
             _fail(batch, error)
         except Exception as error:

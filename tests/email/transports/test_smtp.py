@@ -191,6 +191,23 @@ async def test_421_costs_the_email_nothing_but_a_new_connection(
     assert (len(smtp.mails), len(smtp.sessions), starts) == (1, 2, 2)
 
 
+async def test_what_is_no_longer_ours_is_not_handed_over(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """The lease runs out between MAIL FROM and the last byte: another worker sends it, small or large."""
+    transport = open_transport()
+    for text in ("small", "x" * 500_000):
+
+        async def start() -> Callable[[], bool]:
+            return lambda: False
+
+        with pytest.raises(TemporaryFailure, match="the lease ran out"):
+            await transport.send(new_email(text=text), start)
+    assert (smtp.contents, smtp.commands.count("DATA")) == ([], 2)
+    await transport.send(new_email(), started)
+    assert len(smtp.mails) == 1
+
+
 async def test_421_again_pauses_the_transport(
     smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
 ) -> None:

@@ -7,7 +7,15 @@ from typing import Protocol
 
 from postroom.email.message import OutgoingEmail
 
-Start = Callable[[], Awaitable[None]]
+Held = Callable[[], bool]
+"""
+Whether the e-mail is still surely ours: asked right before the last byte of it.
+
+A process that stood still (a laptop's lid, a paused machine) wakes up where it was, and another worker may
+have sent the e-mail meanwhile.
+"""
+
+Start = Callable[[], Awaitable[Held | None]]
 """
 Makes the start of the attempt durable and takes its slots of the limits.
 

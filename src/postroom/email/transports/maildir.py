@@ -23,6 +23,7 @@ from postroom.email.message import OutgoingEmail
 from postroom.email.mime import RenderedEmail, rendered
 from postroom.email.transports.base import Start
 from postroom.errors import TransportDown
+from postroom.failpoints import reach
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,12 +105,15 @@ def _file_email(folder: Path, name: str, mail: RenderedEmail, repeated: bool) ->
     temporary = folder / "tmp" / f"{name}.{token_hex(6)}"
     target = folder / "new" / name
     try:
+        reach("maildir.write.before")
         _write_file(temporary, _content(mail))
+        reach("maildir.write.after")
         temporary.replace(target)
     except OSError:
         with suppress(OSError):
             temporary.unlink()
         raise
+    reach("maildir.move.after")
     _sync(target.parent)
     return f"new/{name}"
 

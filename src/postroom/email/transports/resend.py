@@ -32,6 +32,7 @@ from postroom.email.mime import CheckedEmail, checked_row, message_id_of
 from postroom.email.transports.base import Start
 from postroom.email.transports.said import printable
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, TransportDown, UncertainOutcome
+from postroom.failpoints import reach
 from postroom.retry_after import retry_after_s
 from postroom.version import VERSION
 
@@ -110,7 +111,9 @@ class ResendTransport:
         try:
             request = self._opened().post(self._url, data=body, headers=headers, allow_redirects=False)
             async with request as response:
-                return await _read(response)
+                answer = await _read(response)
+            reach("resend.answered")
+            return answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if handing.start_error is not None:
                 raise handing.start_error from None
@@ -192,6 +195,7 @@ class _Connector(aiohttp.TCPConnector):
         handing = _HANDING.get()
         try:
             await handing.start()
+            reach("resend.post.before")
         except BaseException as error:
             # aiohttp would wrap some errors; send() raises this one as it is.
             handing.start_error = error

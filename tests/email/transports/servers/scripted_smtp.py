@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Say:
-    """Answer this; then close, where `close` is set. `raw` sends bytes as they are."""
+    """Answer this, so late; then close, where `close` is set. `raw` sends bytes as they are."""
 
     text: str = ""
     close: bool = False
     raw: bytes = b""
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class ScriptedSmtp:
                 writer.write(b"354 go on\r\n")
                 await reader.readexactly(after_bytes)
                 return False
-            case Say(text, close, raw):
+            case Say(text, close, raw, delay_s):
+                await asyncio.sleep(delay_s)
                 writer.write(raw or ((text + "\r\n").encode() if text else b""))
                 await writer.drain()
                 if close:

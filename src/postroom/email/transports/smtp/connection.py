@@ -14,8 +14,10 @@ from collections import deque
 from typing import NoReturn
 
 from postroom.email.mime import RenderedEmail
+from postroom.email.transports.base import Held
 from postroom.email.transports.smtp.reply import Reply, ReplyError, ReplyReader
 from postroom.email.transports.smtp.verdict import Stage
+from postroom.failpoints import reach
 from postroom.settings import SmtpTimeouts
 
 _BLOCK_BYTES = 64 * 1024
@@ -89,9 +91,12 @@ class SmtpConnection(asyncio.Protocol):
         """Whether a transaction may begin: the stream stands and the server is silent."""
         return self._broken is None and not self._expected and not self._transport.is_closing()
 
-    async def deliver(self, mail: RenderedEmail) -> Reply:
+    async def deliver(self, mail: RenderedEmail, held: Held | None = None) -> Reply:
         """
         Run one transaction.
+
+        Args:
+            held: See postroom.email.transports.base: where it says no, the e-mail is not handed over.
 
         Returns:
             The reply to the final dot.
@@ -104,9 +109,12 @@ class SmtpConnection(asyncio.Protocol):
         self._answered = False
         try:
             await self._hand_envelope(mail)
-            await self._write_content(mail.content.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+            reach("smtp.content.before")
+            await self._write_content(mail.content.replace(b"\r\n.", b"\r\n..") + b".\r\n", held)
             self._expected += 1
+            reach("smtp.content.after")
             reply = await self._reply(self._timeouts.final_timeout_s, handed_over=True)
+            reach("smtp.answered")
             if not reply.ok:
                 await self._refuse(Stage.CONTENT, reply)
             return reply
@@ -191,7 +199,7 @@ class SmtpConnection(asyncio.Protocol):
             self.abort()
         raise Refused(stage, reply)
 
-    async def _write_content(self, data: bytes) -> None:
+    async def _write_content(self, data: bytes, held: Held | None) -> None:
         # One turn of the event loop: a server that closed right behind its 354 is seen to have done
         # so, and nothing is handed over, instead of an outcome that nobody knows.
         await asyncio.sleep(0)
@@ -202,6 +210,8 @@ class SmtpConnection(asyncio.Protocol):
             view = view[_BLOCK_BYTES:]
             await self._drain()
         self._check_open()
+        if held is not None and not held():
+            raise Broken("the lease ran out", answered=True)
         self._transport.write(bytes(view))
 
     def _write(self, data: bytes, *, replies: int) -> None:

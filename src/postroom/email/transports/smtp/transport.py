@@ -11,6 +11,7 @@ from postroom.email.transports.smtp.pool import ConnectionPool
 from postroom.email.transports.smtp.reply import Reply
 from postroom.email.transports.smtp.verdict import refusal
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, UncertainOutcome
+from postroom.failpoints import reach
 
 
 class SmtpTransport:
@@ -51,10 +52,12 @@ class SmtpTransport:
         connection, used_before = await self._pool.take(fresh=fresh)
         try:
             _check_fits(connection, mail)
-            await start()
+            reach("smtp.connected")
+            held = await start()
+            reach("smtp.envelope.before")
             if not connection.usable:
                 raise _Replace(TemporaryFailure("the server closed the connection before MAIL FROM"))
-            return await connection.deliver(mail)
+            return await connection.deliver(mail, held)
         except Refused as error:
             outcome = refusal(error.stage, error.reply)
             if error.reply.code == 421:

@@ -1,0 +1,195 @@
+"""
+The table: each point, what happens around it, and what each fault may cost there.
+
+A kill and a hang cost the same everywhere: the attempts that had begun count as failed once, and a mail that
+the other side had taken by then goes out again, as the same bytes. That is checked from the marks and the
+ledger, so the table says only what is particular to a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from postroom import failpoints
+
+FAULTS = ("kill", "raise", "hang")
+"""Those that a process can be armed with; see postroom.failpoints."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """
+    One way to lose a connection at a point.
+
+    Attributes:
+        statement: A pattern of the statement (PostgreSQL), or the server's step (SMTP, `smtp:DATA`).
+        after: It has run, and its answer is lost.
+        within: A statement of the same transaction, where it is its COMMIT.
+        fails: How many attempts are counted as failed by it.
+        doubles: How many mails go out twice by it.
+        dies: The program ends by it, with a line that says why.
+    """
+
+    statement: str
+    after: bool = False
+    within: str | None = None
+    fails: int = 0
+    doubles: int = 0
+    dies: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """
+    What is particular to a point.
+
+    Attributes:
+        around: The set-up that comes by it.
+        at_end: It is reached when the program is told to end.
+        fails, doubles, dies: What `raise` costs there; see Loss.
+        losses: The connections that can be lost there.
+    """
+
+    around: str = ""
+    at_end: bool = False
+    fails: int = 0
+    doubles: int = 0
+    dies: bool = False
+    losses: tuple[Loss, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A point and the fault that it meets.
+
+    Attributes:
+        fault: One of FAULTS, or the connection that is lost.
+    """
+
+    point: str
+    fault: str | Loss
+
+    def __str__(self) -> str:
+        if isinstance(self.fault, str):
+            return f"{self.point} {self.fault}"
+        within = f" within {self.fault.within}" if self.fault.within else ""
+        return f"{self.point} cut {'after' if self.fault.after else 'before'} {self.fault.statement}{within}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What arms it."""
+        return {failpoints.VARIABLE: f"{self.point}={self.fault}"} if isinstance(self.fault, str) else {}
+
+
+def cases_of(table: Mapping[str, Point]) -> list[Case]:
+    """All of a table."""
+    return [Case(name, fault) for name, point in table.items() for fault in _faults_of(point)]
+
+
+def one_a_point(table: Mapping[str, Point]) -> list[Case]:
+    """Each point once, with its faults in turn: another one at each point."""
+    found = []
+    for turn, (name, point) in enumerate(table.items()):
+        faults = _faults_of(point)
+        found.append(Case(name, faults[turn % len(faults)]))
+    return found
+
+
+def _faults_of(point: Point) -> list[str | Loss]:
+    return [*FAULTS, *point.losses]
+
+
+def _around(statement: str, **costs: bool) -> tuple[Point, Point]:
+    """The points before and after a statement."""
+    return (
+        Point(losses=(Loss(statement, dies=costs.get("dies", False)),)),
+        Point(losses=(Loss(statement, after=True, dies=costs.get("dies", False)),)),
+    )
+
+
+REGISTER = _around("register_worker")
+HEARTBEAT = _around("SET seen_at = clock_timestamp")
+CLAIM = _around("FROM postroom.claim_")
+BEGIN = _around("FROM postroom.begin_(emails|webhooks)")
+SETTLE = _around("FROM postroom.settle_(emails|webhooks)")
+EXTEND = _around("extend_(email|webhook)_leases")
+TEND = _around("settle_refused_")
+FORGET = _around("forget_worker")
+
+ENGINE = {
+    "worker.register.before": Point(dies=True, losses=REGISTER[0].losses),
+    "worker.register.after": Point(dies=True, losses=REGISTER[1].losses),
+    "worker.heartbeat.before": HEARTBEAT[0],
+    "worker.heartbeat.after": HEARTBEAT[1],
+    "worker.forget.before": Point(at_end=True, losses=FORGET[0].losses),
+    "worker.forget.after": Point(at_end=True, losses=FORGET[1].losses),
+    "claim.before": CLAIM[0],
+    "claim.after": CLAIM[1],
+    "begin.before": BEGIN[0],
+    "begin.after": BEGIN[1],
+    "settle.before": SETTLE[0],
+    "settle.after": SETTLE[1],
+    "report.before": Point(),
+    "extend.before": Point("slow", losses=EXTEND[0].losses),
+    "extend.after": Point("slow", losses=EXTEND[1].losses),
+    "tend.before": TEND[0],
+    "tend.after": TEND[1],
+    "drain.before": Point(at_end=True, dies=True),
+    "attempt.before": Point(fails=1),
+}
+"""Where both queues meet."""
+
+EMAIL = ENGINE | {
+    "attempt.after": Point(fails=1, doubles=1),
+    "attempt.ended": Point(fails=1, doubles=1),
+    "pause.before": Point("down", losses=(Loss("INTO postroom.transports"),)),
+    "pause.after": Point("down", losses=(Loss("INTO postroom.transports", after=True),)),
+    "smtp.connected": Point(fails=1),
+    "smtp.envelope.before": Point(fails=1, losses=(Loss("smtp:MAIL", fails=1),)),
+    "smtp.content.before": Point(fails=1, losses=(Loss("smtp:DATA", fails=1),)),
+    "smtp.content.after": Point(fails=1, doubles=1, losses=(Loss("smtp:CONTENT", fails=1, doubles=1),)),
+    "smtp.answered": Point(fails=1, doubles=1),
+    "resend.post.before": Point("resend", fails=1),
+    "resend.answered": Point("resend", fails=1, doubles=1),
+    "maildir.write.before": Point("maildir", fails=1),
+    "maildir.write.after": Point("maildir", fails=1),
+    "maildir.move.after": Point("maildir", fails=1),
+}
+
+_ASYNC = r"INSERT INTO effects VALUES \('async', \$"
+_PLAIN = r"INSERT INTO effects VALUES \('plain', \$"
+
+WEBHOOK = ENGINE | {
+    "attempt.after": Point(fails=1),
+    "attempt.ended": Point(fails=1),
+    "handlers.register.before": Point(dies=True, losses=(Loss("register_handlers", dies=True),)),
+    "handlers.register.after": Point(dies=True, losses=(Loss("register_handlers", after=True, dies=True),)),
+    "handler.before": Point(fails=1, losses=(Loss("on_event", fails=1),)),
+    "handler.after": Point(
+        fails=1,
+        losses=(
+            Loss("on_event", after=True, fails=1),
+            Loss("^COMMIT", after=True, within=_ASYNC, fails=1),
+            Loss("^COMMIT", after=True, within=_PLAIN, fails=1),
+        ),
+    ),
+    "async_handler.before": Point(fails=1, losses=(Loss(_ASYNC, fails=1),)),
+    "async_handler.effect": Point(fails=1, losses=(Loss(_ASYNC, after=True, fails=1),)),
+    "async_handler.mark": Point(fails=1, losses=(Loss("^COMMIT", within=_ASYNC, fails=1),)),
+    "plain_handler.before": Point(fails=1, losses=(Loss(_PLAIN, fails=1),)),
+    "plain_handler.effect": Point(fails=1, losses=(Loss(_PLAIN, after=True, fails=1),)),
+    "plain_handler.mark": Point(fails=1, losses=(Loss("^COMMIT", within=_PLAIN, fails=1),)),
+    "url_handler.answered": Point(
+        fails=1,
+        losses=(
+            Loss("^SELECT postroom.finish_handler", fails=1),
+            Loss("^SELECT postroom.finish_handler", after=True, fails=1),
+        ),
+    ),
+    "handler.stop.before": Point("stop", fails=1, losses=(Loss("^SELECT postroom.finish_handler", fails=1),)),
+    "handler.stop.after": Point(
+        "stop", fails=1, losses=(Loss("^SELECT postroom.finish_handler", after=True, fails=1),)
+    ),
+}
