@@ -67,6 +67,19 @@ async def test_calls_return_what_the_statement_returns(empty_database_url: str) 
         assert await database.execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)") == "INSERT 0 1"
 
 
+async def test_a_stricter_default_isolation_is_not_for_the_house(
+    postgres_server: PostgresServer,
+) -> None:
+    """Claims that meet would fail there and be repeated."""
+    name = postgres_server.create_database()
+    url = postgres_server.url_of(name)
+    async with opened(url) as database:
+        await database.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    async with opened(url) as database:
+        assert await database.fetchval("SHOW transaction_isolation") == "read committed"
+    postgres_server.drop_database(name)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 async def test_restarted_server_is_found_again(own_server: PostgresServer, how: int) -> None:
     """While the server is away calls raise DatabaseUnavailable; when it is back they succeed."""

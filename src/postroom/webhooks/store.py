@@ -154,13 +154,16 @@ class WebhookStore:
         Returns:
             The other programs that have handlers of these sources: then nothing is registered.
         """
-        rows = await self._database.fetch(
-            "SELECT app FROM postroom.register_handlers($1, $2, $3, $4::text[]::jsonb[]) AS app",
-            app,
-            [source for source, _, _ in handlers],
-            [name for _, name, _ in handlers],
-            [orjson.dumps(events).decode() for _, _, events in handlers],
-        )
+        async with self._database.transaction() as connection:
+            # Whatever the database's default is.
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            rows = await connection.fetch(
+                "SELECT app FROM postroom.register_handlers($1, $2, $3, $4::text[]::jsonb[]) AS app",
+                app,
+                [source for source, _, _ in handlers],
+                [name for _, name, _ in handlers],
+                [orjson.dumps(events).decode() for _, _, events in handlers],
+            )
         return [row["app"] for row in rows]
 
     async def sources_of_others(self, own: Sequence[tuple[str, str]]) -> set[str]:

@@ -6,6 +6,10 @@
 -- settle of ten e-mails that takes 0.3). And rows that are known by their key are asked for nothing that a partial index
 -- of the queue is about: with statistics of a quieter hour the planner would walk that index for each of them.
 -- leased_by stands for the status there: it names a worker as long as that worker's lease is its own, not longer.
+--
+-- Whoever locks several rows locks them in the order of their ids, so that no two can wait for each other; or he passes
+-- over what is locked. Rows come before books (begin_emails: what it puts back it has not locked before), books in
+-- the order of their keys (lock_books), and the worker's own row is last.
 
 -- next_state: what a settled row becomes. The one place where the rules of the outcomes stand.
 --
@@ -80,6 +84,17 @@ AS $$
             WHEN LEAST(COALESCE(p_attempts, 0), 2147483646) + 1 >= COALESCE(p_max_attempts, 6) THEN 'exhausted'
         END AS reason
     ) AS fate;
+$$;
+
+-- is_the_rows_own: whether an error comes from a row itself, its own trigger or constraint, and not from a conflict,
+-- a shortage or an operator: those hit any row, and the caller repeats the whole call.
+CREATE OR REPLACE FUNCTION postroom.is_the_rows_own(p_sqlstate text)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+SET search_path = ''
+AS $$
+    SELECT p_sqlstate !~ '^(40|53|55|57|58|XX00[12])';
 $$;
 
 -- log_attempt: appends one entry to a row's attempt_log and keeps the last twenty.

@@ -128,8 +128,7 @@ BEGIN
             PERFORM postroom.write_email_leases(p_worker, v_due, p_lease, p_from);
             v_leased := v_leased || v_due;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
-            -- Not the row's fault: a conflict, a shortage, an operator.
-            IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
+            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
                 RAISE;
             END IF;
             FOREACH v_id IN ARRAY v_due LOOP
@@ -137,6 +136,9 @@ BEGIN
                     PERFORM postroom.write_email_leases(p_worker, ARRAY[v_id], p_lease, p_from);
                     v_leased := v_leased || v_id;
                 EXCEPTION WHEN OTHERS OR assert_failure THEN
+                    IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                        RAISE;
+                    END IF;
                     PERFORM postroom.set_aside('email', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
@@ -274,15 +276,27 @@ DECLARE
     v_places   integer[];
     v_dues     timestamptz[];
 BEGIN
-    UPDATE public.email_queue
-    SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-    FROM (
-        SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
-    ) AS asked
-    WHERE email_queue.id = asked.id
-        AND email_queue.lease_no = asked.lease_no
-        AND email_queue.leased_by = p_worker
-        AND email_queue.due_at < clock_timestamp() + v_lease / 2;
+    IF EXISTS (
+        SELECT 1
+        FROM unnest(p_ids) AS asked (id)
+        JOIN public.email_queue AS email ON email.id = asked.id
+        WHERE email.leased_by = p_worker AND email.due_at < clock_timestamp() + v_lease / 2
+    ) THEN
+        -- All of them: some may have to be put back below, which must not wait for who waits for these.
+        PERFORM 1
+        FROM public.email_queue AS email
+        WHERE email.id = ANY (p_ids) AND email.leased_by = p_worker
+        ORDER BY email.id
+        FOR NO KEY UPDATE;
+
+        UPDATE public.email_queue
+        SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+        FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+        WHERE email_queue.id = asked.id
+            AND email_queue.lease_no = asked.lease_no
+            AND email_queue.leased_by = p_worker
+            AND email_queue.due_at < clock_timestamp() + v_lease / 2;
+    END IF;
 
     SELECT
         array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
@@ -322,9 +336,14 @@ BEGIN
             planned_under = turn.planned_under,
             leased_by = NULL,
             updated_at = clock_timestamp()
-        FROM unnest(v_places, v_waits, v_unders, v_dues) AS turn (place, waits_for, planned_under, due_at)
-        WHERE email_queue.id = v_ids[turn.place]
-            AND email_queue.lease_no = v_nos[turn.place]
+        FROM (
+            SELECT
+                v_ids[slot.place] AS id, v_nos[slot.place] AS lease_no, slot.waits_for, slot.planned_under, slot.due_at
+            FROM unnest(v_places, v_waits, v_unders, v_dues) AS slot (place, waits_for, planned_under, due_at)
+            ORDER BY v_ids[slot.place]
+        ) AS turn
+        WHERE email_queue.id = turn.id
+            AND email_queue.lease_no = turn.lease_no
             AND email_queue.leased_by = p_worker
         RETURNING email_queue.id, 'waits', email_queue.waits_for, email_queue.due_at;
 
@@ -511,7 +530,7 @@ BEGIN
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
 EXCEPTION WHEN OTHERS OR assert_failure THEN
-    IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
+    IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
         RAISE;
     END IF;
     -- A row's own trigger has refused: one by one, and what is known of that row is kept.
@@ -523,6 +542,9 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
                 p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
             );
         EXCEPTION WHEN OTHERS OR assert_failure THEN
+            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                RAISE;
+            END IF;
             PERFORM postroom.set_aside(
                 'email', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
             );
@@ -643,6 +665,9 @@ BEGIN
                     ARRAY[v_row.reply], ARRAY[NULL::double precision], ARRAY[NULL::jsonb]
                 );
             EXCEPTION WHEN OTHERS OR assert_failure THEN
+                IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                    RAISE;
+                END IF;
                 PERFORM postroom.set_aside('email', v_row.id, SQLERRM, NULL, NULL, NULL);
                 CONTINUE;
             END;
@@ -665,7 +690,13 @@ BEGIN
     UPDATE public.email_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
         waits_for = NULL, planned_under = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
-    WHERE email_queue.id = ANY (p_ids) AND email_queue.status = 'dead_letter'
+    WHERE email_queue.id IN (
+        SELECT chosen.id
+        FROM public.email_queue AS chosen
+        WHERE chosen.id = ANY (p_ids) AND chosen.status = 'dead_letter'
+        ORDER BY chosen.id
+        FOR NO KEY UPDATE
+    )
     RETURNING email_queue.id;
     PERFORM postroom.wake('email');
 END;
@@ -679,6 +710,12 @@ SET search_path = ''
 AS $$
     UPDATE public.email_queue
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
-    WHERE email_queue.id = ANY (p_ids) AND email_queue.status = 'dead_letter'
+    WHERE email_queue.id IN (
+        SELECT chosen.id
+        FROM public.email_queue AS chosen
+        WHERE chosen.id = ANY (p_ids) AND chosen.status = 'dead_letter'
+        ORDER BY chosen.id
+        FOR NO KEY UPDATE
+    )
     RETURNING email_queue.id;
 $$;

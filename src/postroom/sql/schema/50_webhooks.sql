@@ -138,7 +138,7 @@ BEGIN
             PERFORM postroom.write_webhook_leases(p_worker, v_due, p_lease);
             v_leased := v_leased || v_due;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
-            IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
+            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
                 RAISE;
             END IF;
             FOREACH v_id IN ARRAY v_due LOOP
@@ -146,6 +146,9 @@ BEGIN
                     PERFORM postroom.write_webhook_leases(p_worker, ARRAY[v_id], p_lease);
                     v_leased := v_leased || v_id;
                 EXCEPTION WHEN OTHERS OR assert_failure THEN
+                    IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                        RAISE;
+                    END IF;
                     PERFORM postroom.set_aside('webhook', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
@@ -301,7 +304,7 @@ BEGIN
         p_worker, p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries
     );
 EXCEPTION WHEN OTHERS OR assert_failure THEN
-    IF SQLSTATE ~ '^(40|53|55|57|58|XX00[12])' THEN
+    IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
         RAISE;
     END IF;
     FOR v_place IN 1..cardinality(p_ids) LOOP
@@ -312,6 +315,9 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
                 p_replies[v_place:v_place], p_retry_afters[v_place:v_place], p_entries[v_place:v_place]
             );
         EXCEPTION WHEN OTHERS OR assert_failure THEN
+            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                RAISE;
+            END IF;
             PERFORM postroom.set_aside(
                 'webhook', p_ids[v_place], SQLERRM, p_lease_nos[v_place], p_verdicts[v_place], p_replies[v_place]
             );
@@ -436,7 +442,13 @@ BEGIN
     UPDATE public.webhook_retry_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
         waits_for = NULL, dead_reason = NULL, failed_at = NULL, handlers_stopped = '{}', updated_at = clock_timestamp()
-    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
+    WHERE webhook_retry_queue.id IN (
+        SELECT chosen.id
+        FROM public.webhook_retry_queue AS chosen
+        WHERE chosen.id = ANY (p_ids) AND chosen.status = 'dead_letter'
+        ORDER BY chosen.id
+        FOR NO KEY UPDATE
+    )
     RETURNING webhook_retry_queue.id;
     PERFORM postroom.wake('webhook');
 END;
@@ -450,7 +462,13 @@ SET search_path = ''
 AS $$
     UPDATE public.webhook_retry_queue
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
-    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status = 'dead_letter'
+    WHERE webhook_retry_queue.id IN (
+        SELECT chosen.id
+        FROM public.webhook_retry_queue AS chosen
+        WHERE chosen.id = ANY (p_ids) AND chosen.status = 'dead_letter'
+        ORDER BY chosen.id
+        FOR NO KEY UPDATE
+    )
     RETURNING webhook_retry_queue.id;
 $$;
 
@@ -481,6 +499,9 @@ BEGIN
                     ARRAY[v_row.reply], ARRAY[NULL::double precision], ARRAY[NULL::jsonb]
                 );
             EXCEPTION WHEN OTHERS OR assert_failure THEN
+                IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                    RAISE;
+                END IF;
                 PERFORM postroom.set_aside('webhook', v_row.id, SQLERRM, NULL, NULL, NULL);
                 CONTINUE;
             END;
@@ -535,6 +556,7 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_now      timestamptz := clock_timestamp();
     v_payloads jsonb[];
     v_new      uuid[];
 BEGIN
@@ -546,7 +568,7 @@ BEGIN
         FROM unnest(p_payloads) WITH ORDINALITY AS payload (content, place);
     END;
 
-    -- In the order of the keys, so that no two doors wait for each other.
+    -- In the order of the keys, and of the ids below, so that no two doors wait for each other.
     WITH asked AS (
         SELECT came.id, came.source, came.event_id, came.place
         FROM unnest(p_ids, p_sources, p_event_ids) WITH ORDINALITY AS came (id, source, event_id, place)
@@ -571,7 +593,7 @@ BEGIN
     ) AS fresh;
 
     INSERT INTO public.webhook_retry_queue (
-        id, webhook_type, webhook_event_id, event_type, payload, headers, lane, lane_place, lane_holds
+        id, webhook_type, webhook_event_id, event_type, payload, headers, lane, lane_place, lane_holds, due_at
     )
     SELECT
         came.id, came.source, came.event_id, came.event_type, COALESCE(came.payload, '{"_raw": true}'), came.headers,
@@ -579,17 +601,21 @@ BEGIN
         CASE WHEN came.lane IS NOT NULL THEN
             COALESCE(came.lane_place, extract(EPOCH FROM clock_timestamp())::numeric)
         END,
-        COALESCE(came.lane_holds, false)
+        COALESCE(came.lane_holds, false),
+        -- They are stored in the order of their ids, and due in that in which they came.
+        v_now + came.place * interval '1 microsecond'
     FROM unnest(
         p_ids, p_sources, p_event_ids, p_event_types, v_payloads, p_headers, p_lanes, p_lane_places, p_lane_holds
-    ) AS came (id, source, event_id, event_type, payload, headers, lane, lane_place, lane_holds)
+    ) WITH ORDINALITY AS came (id, source, event_id, event_type, payload, headers, lane, lane_place, lane_holds, place)
     WHERE came.id = ANY (v_new)
+    ORDER BY came.id
     ON CONFLICT (id) DO NOTHING;
 
     INSERT INTO postroom.webhook_requests (id, method, target, headers, body)
     SELECT came.id, came.method, came.target, came.headers, came.body
     FROM unnest(p_ids, p_methods, p_targets, p_raw_headers, p_bodies) AS came (id, method, target, headers, body)
     WHERE came.id = ANY (v_new)
+    ORDER BY came.id
     ON CONFLICT (id) DO NOTHING;
 
     RETURN QUERY SELECT fresh.id FROM unnest(v_new) AS fresh (id);
@@ -657,7 +683,13 @@ BEGIN
         metadata = CASE jsonb_typeof(webhook_retry_queue.metadata)
             WHEN 'object' THEN webhook_retry_queue.metadata - 'unhandled' ELSE webhook_retry_queue.metadata
         END
-    WHERE webhook_retry_queue.id = ANY (p_ids) AND webhook_retry_queue.status IN ('processed', 'dead_letter')
+    WHERE webhook_retry_queue.id IN (
+        SELECT chosen.id
+        FROM public.webhook_retry_queue AS chosen
+        WHERE chosen.id = ANY (p_ids) AND chosen.status IN ('processed', 'dead_letter')
+        ORDER BY chosen.id
+        FOR NO KEY UPDATE
+    )
     RETURNING webhook_retry_queue.id;
     PERFORM postroom.wake('webhook');
 END;
@@ -672,6 +704,10 @@ LANGUAGE plpgsql
 SET search_path = ''
 AS $$
 BEGIN
+    -- A snapshot from before the lock would not show who was first.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'register_handlers must be called at READ COMMITTED' USING ERRCODE = 'active_sql_transaction';
+    END IF;
     LOCK TABLE postroom.handlers IN SHARE ROW EXCLUSIVE MODE;
     RETURN QUERY
     SELECT DISTINCT handlers.app
