@@ -138,19 +138,21 @@ class _Inbox:
         self.contents: list[bytes] = []
         self.begun = 0
         self.refusals: list[str] = []
-        self.held = False
+        self.hold_next = False
+        self.held: Envelope | None = None
 
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         self.begun += 1
+        if self.hold_next:  # this one, also where it never comes to its content
+            self.hold_next, self.held = False, envelope
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 2.1.0 ok"
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        if self.held:
-            self.held = False
+        if self.held is envelope:
             await asyncio.Event().wait()
         if self.refusals:
             return self.refusals.pop(0)
@@ -204,7 +206,7 @@ async def _aiosmtpd(authority: Authority, *, implicit: bool) -> AsyncIterator[Ho
     )
 
     def hold() -> None:
-        inbox.held = True
+        inbox.hold_next = True
 
     try:
         yield House(
