@@ -37,9 +37,9 @@ check: $(SETUP) ## format, lint, types
 bench: $(SETUP) $(PEERS) ## measure the speed against the peers
 	$(BIN)/python bench/run.py
 
-chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and doubled (SEED=, SECONDS=)
-	$(BIN)/pytest -m chaos --timeout 1800 -s
-	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and doubled (SEED=, SECONDS=, SABOTAGE=1)
+	$(if $(SABOTAGE),,$(BIN)/pytest -m chaos --timeout 1800 -s)
+	$(BIN)/python -m tests.chaos $(if $(SABOTAGE),--sabotage) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 demo: $(SETUP) ## send mails on a throw-away database, break a worker, print what became of each
 	@exec $(BIN)/python examples/demo.py

@@ -42,9 +42,11 @@ def _kill(seats: Callable[[House], list[Seat]]) -> Fault:
 
 
 def _tell_to_end(seats: Callable[[House], list[Seat]]) -> Fault:
-    def fault(house: House, rng: random.Random) -> Undo:
+    def fault(house: House, rng: random.Random) -> Undo | None:
         victim = rng.choice(seats(house))
         told = victim.process
+        if victim.told_to_end or not victim.is_at_work():
+            return None  # a second signal ends it at once, and one that comes before it can hear does too
         victim.told_to_end = True
         victim.signal(signal.SIGTERM)
 
@@ -136,7 +138,7 @@ def fill_maildir_disk(house: House, _rng: random.Random) -> Undo:
 def _receiver(mode: str) -> Fault:
     def fault(house: House, _rng: random.Random) -> Undo:
         house.sink.behave(mode)
-        return lambda: house.sink.behave("normal")
+        return lambda: house.sink.behave(house.scenario.receiver)
 
     return fault
 

@@ -95,6 +95,16 @@ class Seat:
                 start_new_session=True,
             )
 
+    @property
+    def log(self) -> str:
+        """What the present process has logged."""
+        return (self.folder / f"{self.name}-{self.started}.log").read_text(errors="replace")
+
+    def is_at_work(self) -> bool:
+        """Whether the present process has begun its work and lives."""
+        begun = "worker.started" if "worker" in self.command else "house.opened"
+        return self.ended() is None and begun in self.log
+
     def kill(self) -> None:
         """kill -9, whatever it is doing."""
         if self.process is not None:
@@ -263,6 +273,8 @@ def _prepare_database(house: House) -> None:
             body = str(row[0])
             assert body.count(old) == 1, f"{name} has no longer one {old!r}: mend the sabotage"
             db.execute(body.replace(old, new).encode())
+        for statement in house.scenario.statements:
+            db.execute(statement.encode())
 
 
 def _seat(house: House) -> None:
@@ -275,6 +287,7 @@ def _seat(house: House) -> None:
         "POSTROOM_LOG": "json",
         "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
         "PYTHONPATH": str(ROOT),
+        **scenario.environment,
     }
     postroom = (sys.executable, "-m", "postroom")
     command = (*(scenario.worker_command or postroom), "worker", "--app", "tests.chaos.shop:room")

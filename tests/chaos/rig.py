@@ -17,8 +17,6 @@ from tests.chaos.promises import Promises
 from tests.chaos.scenario import Scenario
 from tests.chaos.traffic import running_traffic
 
-DRAIN_S_MAX = 180.0
-
 
 @dataclass
 class Run:
@@ -52,6 +50,7 @@ def run(scenario: Scenario, tell: Callable[[str], None] = lambda _line: None) ->
 
 def _break(house: House, done: Run, tell: Callable[[str], None]) -> None:
     """The faults of the schedule, each from its moment to its end; all of them have ended afterwards."""
+    house.sink.behave(house.scenario.receiver)
     began = time.monotonic()
     ends: list[tuple[float, int, Undo]] = []
     order = count()
@@ -84,7 +83,7 @@ def _break(house: House, done: Run, tell: Callable[[str], None]) -> None:
 
 def _drain(house: House) -> None:
     """Until nothing waits. Where workers died three times in an event's handlers, a person tries it again."""
-    ends = time.monotonic() + DRAIN_S_MAX
+    ends = time.monotonic() + house.scenario.drain_s_max
     while time.monotonic() < ends:
         house.restart_ended()
         with house.connected() as db:

@@ -85,11 +85,18 @@ class Scenario:
         seconds: How long traffic and faults go on; healing and draining come on top.
         gap_s: Between two faults.
         weights: Which faults, how often.
+        lasts_s: How long some of them last, where that is not LASTS_S.
+        receiver: How the receiver behaves where no fault says otherwise: one of sink.MODES.
         mails_per_s, events_per_s: The traffic.
+        burst: A transaction of a plain INSERT has so many mails at most.
+        hot_recipients, hot_share: So many get this share of the mails; the limit of one address is theirs.
+        drain_s_max: After so long what still waits is a finding.
+        environment: Further variables of workers and doors.
         worker_command, door_command: What is started in place of `python -m postroom`.
         clocks_off: Whether one worker's clock is an hour ahead and one's an hour behind.
         maildir: Whether one worker files into a maildir.
         edits: Of functions in the database of the run: name, old text, new text.
+        statements: What else is run in the database beforehand.
         keep: Where the logs and the receiver's ledger are copied to.
     """
 
@@ -97,17 +104,24 @@ class Scenario:
     seconds: float = 480.0
     gap_s: tuple[float, float] = (0.3, 1.2)
     weights: Mapping[str, int] = field(default_factory=lambda: WEIGHTS)
+    lasts_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    receiver: str = "normal"
     workers: int = 4
     doors: int = 2
     mails_per_s: float = 40.0
     events_per_s: float = 12.0
+    burst: int = 5
     policy: Mapping[str, str] = field(default_factory=lambda: POLICY)
-    hot_recipients: int = 4
+    hot_recipients: int = 6
+    hot_share: float = 0.2
+    drain_s_max: float = 180.0
+    environment: Mapping[str, str] = field(default_factory=dict)
     clocks_off: bool = True
     maildir: bool = True
     worker_command: tuple[str, ...] = ()
     door_command: tuple[str, ...] = ()
     edits: tuple[tuple[str, str, str], ...] = ()
+    statements: tuple[str, ...] = ()
     keep: Path | None = None
 
     def with_policy(self, **changes: str) -> Scenario:
@@ -119,10 +133,11 @@ class Scenario:
         The faults, in their order. The first round has each kind once, where there is time for it.
         """
         rng = random.Random(self.seed)
+        lasts_s = {**LASTS_S, **self.lasts_s}
         kinds = [kind for kind, weight in self.weights.items() if weight]
         first = rng.sample(kinds, len(kinds)) if self.seconds > 2 * len(kinds) else []
         at_s = rng.uniform(*self.gap_s) + 0.5
         while at_s < self.seconds:
             kind = first.pop() if first else rng.choices(kinds, [self.weights[one] for one in kinds])[0]
-            yield Moment(at_s, kind, rng.uniform(*LASTS_S.get(kind, OTHERS_LAST_S)), rng.randrange(2**31))
+            yield Moment(at_s, kind, rng.uniform(*lasts_s.get(kind, OTHERS_LAST_S)), rng.randrange(2**31))
             at_s += rng.uniform(*self.gap_s)

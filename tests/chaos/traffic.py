@@ -106,7 +106,8 @@ class Traffic:
 
     async def _insert(self) -> None:
         """A plain INSERT of some rows in a transaction, which may fail."""
-        mails = [(uuid4(), *self._mail()) for _ in range(random.randint(1, 5))]
+        scenario = self._house.scenario
+        mails = [(uuid4(), *self._mail()) for _ in range(random.randint(1, scenario.burst))]
         fails = random.random() < 0.2
         if fails:
             self._promises.rolled_back |= {token for _, token, _ in mails}
@@ -273,7 +274,7 @@ class Traffic:
     def _mail(self) -> tuple[str, str]:
         """A token of its own, and somebody to write to: a few get much."""
         self._mails += 1
-        hot = random.random() < 0.2
+        hot = random.random() < self._house.scenario.hot_share
         number = (
             random.randrange(self._house.scenario.hot_recipients) if hot else 1_000 + random.randrange(500)
         )
