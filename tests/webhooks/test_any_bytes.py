@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -104,8 +109,8 @@ def look_at(source: Source, request: WebhookRequest) -> None:
         source.greet(WebhookRequest(method, request.url, request.headers, request.body))
     try:
         verified = source.verify(request, AT_S)
-    except SignatureError as refused:
-        error = refused
+    except SignatureError as error:
+        reason, sentence = error.reason, error.sentence
     else:
         assert_storable(verified)
         source.handshake(request, verified)
@@ -113,8 +118,8 @@ def look_at(source: Source, request: WebhookRequest) -> None:
         return
     diagnosis = diagnose(source, request, AT_S, others=SOURCES)
     assert diagnosis
-    assert diagnosis.reason == error.reason
-    assert all((error.sentence, diagnosis.found, diagnosis.advice))
+    assert diagnosis.reason == reason
+    assert all((sentence, diagnosis.found, diagnosis.advice))
 
 
 def assert_storable(verified: Verified) -> None:
@@ -188,3 +193,38 @@ def test_any_place_reads_any_request(place: str, body: bytes, value: bytes) -> N
 def test_none_stores_anything(body: bytes, fields: list[tuple[bytes, bytes]]) -> None:
     """Without a signature, too."""
     look_at(Source("open", SCHEMES["none"]), requests(body, fields, "https://a.example/"))
+
+
+def spoilt(request: WebhookRequest) -> Iterator[WebhookRequest]:
+    """The same with each header cut, lengthened, repeated or gone; and with other bodies."""
+    fields = list(request.headers)
+    for place, (name, value) in enumerate(fields):
+        before, after = fields[:place], fields[place + 1 :]
+        for other in ("", value[: len(value) // 2], f"{value}zz", ",".join([value] * 50)):
+            yield replace(request, headers=Headers([*before, (name, other), *after]))
+        yield replace(request, headers=Headers([*before, *after]))
+        yield replace(request, headers=Headers([*fields, (name, value)]))
+    for body in (b"", b"null", b"\xff", b"x=1", request.body + b" "):
+        yield request.with_body(body)
+
+
+@pytest.mark.parametrize("name", SIGNED_SCHEMES)
+def test_what_was_refused_is_held_by_nothing(name: str) -> None:
+    """
+    Its memory is free at once, not at the next collection of garbage: bodies may be of megabytes.
+
+    An error that a frame of its own trace holds keeps all that these frames hold.
+    """
+    source = SAMPLES[name].source
+    gc.disable()
+    try:
+        for request in spoilt(REQUESTS[name]):
+            held = weakref.ref(request)
+            try:
+                source.verify(request, AT_S)
+            except SignatureError:
+                diagnose(source, request, AT_S, others=SOURCES)
+            del request
+            assert held() is None
+    finally:
+        gc.enable()

@@ -11,7 +11,7 @@ from typing import Any
 import uvloop
 
 from postroom import log
-from postroom.cli.garbage import collect_seldom
+from postroom.cli.garbage import collect_seldom, return_large_pieces
 from postroom.cli.house import fit_schema
 from postroom.cli.running import QUEUES
 from postroom.cli.screen import print_line
@@ -43,6 +43,7 @@ class Staying:
         """Open the room; False where we were told to end meanwhile."""
         await self.unless_stopped(_open(self.room, bring_up_to_date))
         collect_seldom()
+        return_large_pieces()
         return not self.stop.is_set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, object]) -> None:

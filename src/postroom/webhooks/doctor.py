@@ -98,7 +98,7 @@ def diagnose(
     try:
         source.verify(request, now_s)
     except SignatureError as error:
-        case = _Case(source, request, error, tuple(others), rewritten_bytes_max)
+        case = _Case(source, request, error.reason, error.sentence, tuple(others), rewritten_bytes_max)
         found = (look(case) for look in _LOOKS[error.reason])
         return next((diagnosis for diagnosis in found if diagnosis is not None), None) or _unknown(case)
     return None
@@ -108,7 +108,9 @@ def diagnose(
 class _Case:
     source: Source
     request: WebhookRequest
-    error: SignatureError
+    # Of the error, which would hold its own trace and with it the body until the next collection of garbage.
+    reason: SignatureReason
+    sentence: str
     others: tuple[Source, ...]
     rewritten_bytes_max: int
 
@@ -121,14 +123,14 @@ class _Case:
         return _holds(scheme or self.scheme, request, self.source.secrets)
 
     def says(self, cause: Cause, certain: bool, found: str, advice: str) -> Diagnosis:
-        return Diagnosis(self.error.reason, cause, certain, found, advice)
+        return Diagnosis(self.reason, cause, certain, found, advice)
 
 
 def _clock(case: _Case) -> Diagnosis:
     return case.says(
         Cause.CLOCK,
         True,
-        f"the signature holds, but {case.error.sentence}",
+        f"the signature holds, but {case.sentence}",
         "set this machine's clock; a request that was kept back or recorded is refused on purpose",
     )
 
@@ -137,7 +139,7 @@ def _missing(case: _Case) -> Diagnosis:
     return case.says(
         Cause.HEADER_MISSING,
         False,
-        case.error.sentence,
+        case.sentence,
         f"a proxy may drop it, or the request is not {case.scheme.name}'s",
     )
 
@@ -155,7 +157,7 @@ def _doubled(case: _Case) -> Diagnosis:
     elif good:
         found = f"the header {name} is there {len(values)} times; one signature holds, others do not"
     else:
-        found = case.error.sentence
+        found = case.sentence
     return case.says(
         Cause.HEADER_DOUBLED, bool(good), found, "see that no proxy adds it: two values could be two stories"
     )
@@ -163,7 +165,7 @@ def _doubled(case: _Case) -> Diagnosis:
 
 def _doubled_header(case: _Case) -> str:
     names = [name for name, _ in case.request.headers if len(case.request.headers.all(name)) > 1]
-    return next((name for name in names if name.lower() in case.error.sentence.lower()), "")
+    return next((name for name in names if name.lower() in case.sentence.lower()), "")
 
 
 def _other_encoding(case: _Case) -> Diagnosis | None:
@@ -269,9 +271,7 @@ def _says_scheme(case: _Case, scheme: Scheme, *, certain: bool) -> Diagnosis:
     if certain:
         found = f"the signature holds by scheme {scheme.name}; this source has scheme {case.scheme.name}"
     else:
-        found = (
-            f"{case.error.sentence}; it has {scheme.signature_headers[0]}, which is scheme {scheme.name}'s"
-        )
+        found = f"{case.sentence}; it has {scheme.signature_headers[0]}, which is scheme {scheme.name}'s"
     return case.says(
         Cause.OTHER_SCHEME,
         certain,
@@ -373,16 +373,16 @@ def _rewritten_body(case: _Case) -> Diagnosis | None:
 
 
 def _unknown(case: _Case) -> Diagnosis:
-    reason = case.error.reason
+    reason = case.reason
     if reason == SignatureReason.HEADER_MALFORMED:
         return case.says(
             Cause.HEADER_UNREADABLE,
             False,
-            case.error.sentence,
+            case.sentence,
             f"it may be cut off, or be another scheme's; {case.scheme.name}'s is in {case.scheme.document}",
         )
     if reason == SignatureReason.BODY_MALFORMED:
-        return case.says(Cause.BODY_UNREADABLE, False, case.error.sentence, f"see {case.scheme.document}")
+        return case.says(Cause.BODY_UNREADABLE, False, case.sentence, f"see {case.scheme.document}")
     return case.says(Cause.SECRET_OR_BODY, False, _found_nothing(case), _advice_on_secrets(case))
 
 
