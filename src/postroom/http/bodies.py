@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -13,12 +15,69 @@ from postroom.http.answers import Refused
 BODY_BYTES_MAX = 10 * 1024 * 1024
 
 
-async def read_body(request: Request, *, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+SMALL_BYTES = 64 * 1024
+STRANGERS_BYTES_MAX = 128 * 1024 * 1024
+
+
+class Share:
+    """What one request takes of StrangersBodies."""
+
+    def __init__(self, bodies: StrangersBodies) -> None:
+        self._bodies = bodies
+        self._bytes = 0
+
+    def grow(self, body_bytes: int) -> None:
+        """
+        Take room for so much of a body.
+
+        Raises:
+            Refused: There is none (503).
+        """
+        more = max(body_bytes - SMALL_BYTES, 0) - self._bytes
+        if self._bodies.held_bytes + more > STRANGERS_BYTES_MAX:
+            raise Refused(503, "too many large requests at once: send it again", {"retry-after": "5"})
+        self._bytes += more
+        self._bodies.held_bytes += more
+
+    def give_back(self) -> None:
+        """The body is gone."""
+        self._bodies.held_bytes -= self._bytes
+        self._bytes = 0
+
+
+class StrangersBodies:
+    """
+    How much of their bodies may be held at once for requests that show no key before they are read.
+
+    Only what is beyond SMALL_BYTES counts: nearly all events are smaller, so whoever fills the room with
+    large ones keeps no small one out.
+    """
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """Room for one request, for as long as its body is held."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+
+async def read_body(
+    request: Request, *, bytes_max: int = BODY_BYTES_MAX, share: Share | None = None
+) -> bytes:
     """
     The body as it came.
 
+    Args:
+        share: Where its sender has shown no key.
+
     Raises:
-        Refused: It is longer than `bytes_max` (413); no more than that is ever kept.
+        Refused: It is longer than `bytes_max` (413), of which no more is ever kept; or there is no room
+            for it (503).
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > bytes_max:
@@ -28,6 +87,8 @@ async def read_body(request: Request, *, bytes_max: int = BODY_BYTES_MAX) -> byt
         body += chunk
         if len(body) > bytes_max:
             raise _too_long(bytes_max)
+        if share is not None:
+            share.grow(len(body))
     return bytes(body)
 
 

@@ -8,6 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/functions/v1/"
 
+ASKED_CHARACTERS_MAX = 1_000
+"""A browser asks for a handful of names; what a stranger asks for is given back, so it has an end."""
+
 # Any origin: what protects these doors is a key in a header, which no browser adds by itself.
 _ORIGIN = {
     "access-control-allow-origin": "*",
@@ -39,7 +42,7 @@ class Cors:
 
         if scope["method"] == "OPTIONS":
             # Further ones, such as x-region, are allowed where they are asked for.
-            asked = Headers(scope=scope).get("access-control-request-headers")
+            asked = Headers(scope=scope).get("access-control-request-headers", "")[:ASKED_CHARACTERS_MAX]
             headers = _PREFLIGHT | {
                 "access-control-allow-headers": f"{_HEADERS}, {asked}" if asked else _HEADERS
             }

@@ -11,6 +11,7 @@ from postroom import log
 from postroom.email.direct import DirectSends
 from postroom.errors import DatabaseUnavailable
 from postroom.http.auth import Keyring
+from postroom.http.bodies import StrangersBodies
 from postroom.http.passes import Passes
 from postroom.http.readiness import Readiness
 from postroom.queue.engine import Engine
@@ -28,6 +29,7 @@ class Doors:
     Attributes:
         sources: Who may send webhooks, by name.
         stopping: Set when the server is about to end: nothing new is begun.
+        strangers_bodies: How much of the events' bodies is held at once.
 
     Raises:
         ConfigError: A source in postroom.toml is wrong.
@@ -39,6 +41,7 @@ class Doors:
         self.readiness = Readiness(room)
         self.sources = room.sources
         self.stopping = asyncio.Event()
+        self.strangers_bodies = StrangersBodies()
         self._direct: DirectSends | None = None
         self._intake: Intake | None = None
         self._making = asyncio.Lock()

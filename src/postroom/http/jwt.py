@@ -68,7 +68,7 @@ class Jwts:
             raise InvalidToken("it is too long")
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):  # a header of thousands of brackets
             raise InvalidToken("it is no JWT") from None
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm == "HS256" and self._secret is not None:
@@ -166,7 +166,7 @@ def _role(token: str, key: str | jwt.PyJWK, algorithm: str) -> str | None:
         raise InvalidToken("it is not valid yet") from None
     except jwt.InvalidSignatureError:
         raise InvalidToken("its signature is wrong") from None
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
         raise InvalidToken("it is no valid JWT") from None
     role = claims.get("role")
     return role if isinstance(role, str) else None

@@ -24,6 +24,12 @@ HEAD_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 800
 """Beyond, the answer is 503: a process may open 1,024 files where nobody has said more."""
 
+CONNECTIONS_CLOSED_BEYOND = 50
+"""So many more are still answered; the next are closed as they come, since they need files too."""
+
+PIPELINED_MAX = 16
+"""Requests that one client sends before it has the answer to the first; no known client sends two."""
+
 KEEP_ALIVE_S = 65
 DRAIN_S = 90
 """A direct e-mail may take a minute; then what is left is cut off."""
@@ -89,7 +95,8 @@ class _Server(uvicorn.Server):
 
 class _Protocol(HttpToolsProtocol):
     """
-    uvicorn's, which waits for a slow request for ever and keeps a head of any size.
+    uvicorn's, which waits for a slow request for ever, and keeps a head of any size and any number of
+    requests.
 
     The clock runs from a connection's beginning, or a request's, to the request's last byte.
     """
@@ -98,10 +105,21 @@ class _Protocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._too_slow: TimerHandle | None = None
         self._head_bytes = 0
+        self._unseen_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX + CONNECTIONS_CLOSED_BEYOND:
+            transport.abort()
+            return
         self._start_clock()
+
+    def data_received(self, data: bytes) -> None:
+        # The parser tells of a header, or a trailer, when it is whole: until then it keeps what comes.
+        self._unseen_bytes += len(data)
+        super().data_received(data)
+        if self._unseen_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self.send_400_response("Invalid HTTP request received.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
@@ -109,7 +127,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes = self._unseen_bytes = 0
         self._start_clock()
 
     def on_url(self, url: bytes) -> None:
@@ -120,11 +138,30 @@ class _Protocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
         super().on_header(name, value)
 
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= PIPELINED_MAX:
+            # uvicorn reads on whenever one is answered: 14,000 requests fit into what it reads at once.
+            raise ValueError("too many requests before the first answer")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unseen_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._unseen_bytes = 0
         self._stop_clock()
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close; where an answer is owed to an earlier request, close without one."""
+        if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
+
     def _count(self, head_bytes: int) -> None:
+        self._unseen_bytes = 0
         self._head_bytes += head_bytes
         if self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError("the head of the request is too large")  # uvicorn answers 400 and closes

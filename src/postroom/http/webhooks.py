@@ -15,7 +15,7 @@ from postroom import log
 from postroom.errors import DatabaseUnavailable, SignatureError
 from postroom.failpoints import reach
 from postroom.http.answers import Refused, error_answer, json_answer
-from postroom.http.bodies import read_body
+from postroom.http.bodies import Share, read_body
 from postroom.http.doors import Doors, doors_of
 from postroom.webhooks.doctor import diagnose
 from postroom.webhooks.event import IncomingEvent
@@ -51,7 +51,20 @@ async def _receive(request: Request) -> Response:
     if source is None:
         raise Refused(404, "no such source: name it in postroom.toml, as [webhooks.NAME]")
     request.state.facts["source"] = source.name
-    came = await _as_it_came(request, doors, source)
+    with doors.strangers_bodies.share() as share:
+        return await _answer(request, doors, source, await _as_it_came(request, doors, source, share))
+
+
+async def process_webhook_retries(request: Request) -> Response:
+    """One pass over what is due."""
+    doors = doors_of(request)
+    await doors.keyring.require_service(request)
+    done = await doors.webhook_passes.run()
+    answer = {"processed": done.done, "failed": done.failed, "total": done.done + done.failed}
+    return json_answer(answer | {"errors": done.errors} if done.errors else answer)
+
+
+async def _answer(request: Request, doors: Doors, source: Source, came: WebhookRequest) -> Response:
     if (greeting := source.greet(came)) is not None:
         return _as_response(greeting)
     if came.method not in source.scheme.methods:
@@ -65,15 +78,6 @@ async def _receive(request: Request) -> Response:
     if (handshake := source.handshake(came, verified)) is not None:
         return _as_response(handshake)
     return await _keep(request, doors, source, came, verified)
-
-
-async def process_webhook_retries(request: Request) -> Response:
-    """One pass over what is due."""
-    doors = doors_of(request)
-    await doors.keyring.require_service(request)
-    done = await doors.webhook_passes.run()
-    answer = {"processed": done.done, "failed": done.failed, "total": done.done + done.failed}
-    return json_answer(answer | {"errors": done.errors} if done.errors else answer)
 
 
 async def _keep(
@@ -104,12 +108,12 @@ async def _keep(
     return json_answer({"received": True} if is_new else {"received": True, "duplicate": True})
 
 
-async def _as_it_came(request: Request, doors: Doors, source: Source) -> WebhookRequest:
+async def _as_it_came(request: Request, doors: Doors, source: Source, share: Share) -> WebhookRequest:
     return WebhookRequest(
         method=request.method,
         url=(doors.room.settings.public_url or "http://localhost").rstrip("/") + _target(request),
         headers=Headers(request.headers.raw),
-        body=await read_body(request, bytes_max=source.body_bytes_max),
+        body=await read_body(request, bytes_max=source.body_bytes_max, share=share),
     )
 
 

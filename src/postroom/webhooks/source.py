@@ -68,7 +68,10 @@ class Lane:
     def name_in(self, request: WebhookRequest) -> str | None:
         """The lane of a request's event; None where it names no object."""
         name = self.place.read(request)
-        return name[:LANE_CHARACTERS_MAX].replace("\0", "") if name else None
+        if not name:
+            return None
+        # Half a character, which JSON can name, no database can hold.
+        return name[:LANE_CHARACTERS_MAX].replace("\0", "").encode("utf-8", "replace").decode()
 
     def place_in(self, request: WebhookRequest) -> str | None:
         """The provider's order: a number, or a time as one; None where it gives none that can be read."""
@@ -77,7 +80,8 @@ class Lane:
             return None
         with suppress(InvalidOperation):
             number = Decimal(text)
-            return f"{number:f}" if number.is_finite() and number.adjusted() < 50 else None
+            # Written out: 1e-999999999 would be a gigabyte.
+            return f"{number:f}" if number.is_finite() and abs(number.adjusted()) < 50 else None
         with suppress(ValueError):
             return f"{datetime.fromisoformat(text).timestamp():f}"
         return None
