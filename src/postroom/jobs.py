@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 from postroom.errors import PostroomError
 from postroom.queue.engine import Engine
 from postroom.queue.status import read_workers
+from postroom.schedule.cleanup import Step, cleanup
 from postroom.schedule.job import Job, Run
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
     from postroom.room import Room
     from postroom.webhooks.source import Source
+
+CLEANUP = (
+    Step("e-mails", "public.email_queue", "postroom.cleanup_emails"),
+    Step("webhook events", "public.webhook_retry_queue", "postroom.cleanup_webhooks"),
+    Step("known event ids", "postroom.seen_webhooks", "postroom.cleanup_seen_webhooks"),
+    Step("limits", "public.rate_limit_counters", "postroom.cleanup_limits"),
+    Step("runs of jobs", "postroom.job_runs", "postroom.cleanup_job_runs"),
+)
+"""What cleanup goes through, in this order."""
 
 PASS_S_MAX = 50.0
 """A pass claims no more after this time: the next minute's finds it done."""
@@ -35,6 +45,7 @@ def jobs_of(room: Room) -> list[Job]:
     jobs = [
         Job("process-email-queue", partial(_process_emails, room)),
         Job("process-webhook-retries", partial(_process_webhooks, room)),
+        Job("cleanup", partial(_cleanup, room)),
     ]
     if (source := source_to_reconcile(room)) is not None:
         jobs.append(Job("reconcile", partial(_reconcile, room, source)))
@@ -125,6 +136,24 @@ async def _wanted_types(room: Room, source: Source) -> tuple[str, ...]:
     patterns = {row["pattern"] for row in rows}
     patterns.update(pattern for handler in source.handlers for pattern in handler.events)
     return tuple(sorted(patterns)) or ("*",)
+
+
+async def _cleanup(room: Room, run: Run) -> str:
+    """What the retention settings say is old is forgotten."""
+    found = await cleanup(room.database, CLEANUP, stop=run.stop)
+    said = [
+        f"{count:,} {cleaned.step.name} ({rule})"
+        for cleaned in found
+        for rule, count in cleaned.counts.items()
+    ]
+    said += [
+        f"{count_of(cleaned.refused, 'row')} of {cleaned.step.name} refused: {cleaned.why}"
+        for cleaned in found
+        if cleaned.refused
+    ]
+    if run.stop.is_set():
+        said.append("stopped before the end")
+    return ", ".join(said) or "nothing was old enough"
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, Any], stop: asyncio.Event) -> Any:

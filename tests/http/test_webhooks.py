@@ -14,6 +14,8 @@ import pytest
 import stripe
 
 from postroom import Room
+from postroom.jobs import CLEANUP
+from postroom.schedule.cleanup import cleanup
 from postroom.testing import signed
 from tests.http.conftest import Served, serving, settings_of
 
@@ -256,3 +258,23 @@ async def test_a_pass_handles_what_is_due_and_says_what_came_of_it(database_url:
         assert (await door.client.post(PROCESS)).json() == {"processed": 0, "failed": 0, "total": 0}
         unknown = await door.client.post(PROCESS, headers={"authorization": "Bearer nonsense"})
         assert unknown.status_code == 401
+
+
+async def test_a_duplicate_is_known_after_its_row_was_cleaned_up(door: Served) -> None:
+    """For 30 days, whatever cleanup did with the event's row, its body and its request."""
+    database = door.room.database
+    body = b'{"id": "evt_1", "type": "checkout.paid"}'
+    assert (await post(door, body)).json() == {"received": True}
+    await database.execute(
+        """
+        UPDATE webhook_retry_queue SET status = 'processed', processed_at = now() - interval '31 days';
+        UPDATE postroom.seen_webhooks SET seen_at = now() - interval '29 days';
+        """
+    )
+    await cleanup(database, CLEANUP)
+    assert await database.fetchval("SELECT count(*) FROM webhook_retry_queue") == 0
+    assert await database.fetchval("SELECT count(*) FROM postroom.webhook_requests") == 0
+    assert (await post(door, body)).json() == {"received": True, "duplicate": True}
+    await database.execute("UPDATE postroom.seen_webhooks SET seen_at = now() - interval '31 days'")
+    await cleanup(database, CLEANUP)
+    assert (await post(door, body)).json() == {"received": True}

@@ -22,8 +22,10 @@ DEFAULTS = {
     "retention.dead_letter": "off",
     "retention.failed": "90d",
     "retention.cron": "7d",
+    "retention.body": "off",
     "cron.process-email-queue": "* * * * *",
     "cron.process-webhook-retries": "*/5 * * * *",
+    "cron.cleanup": "15 3 * * *",
     "cron.reconcile": "7 * * * *",
 }
 LIMIT = (

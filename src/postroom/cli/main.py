@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from postroom.cli import (
+    cleanup,
     cron,
     dead_letters,
     doctor,
@@ -74,6 +75,7 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(settings.app, name="settings")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(cron.app, name="cron")
+app.command("cleanup")(cleanup.cleanup)
 app.command("psql", context_settings=psql.CONTEXT)(psql.psql)
 app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")

@@ -30,6 +30,7 @@ _CHOSEN = """
     ) AS due
     WHERE event.webhook_type = $1
         AND event.status IN ('processed', 'dead_letter')
+        AND event.payload <> '{"_emptied": true}'  -- retention.body: there is nothing left to handle
         AND event.created_at >= $2
         AND event.created_at < $3
         AND CASE WHEN $4::text IS NULL THEN due.handlers IS NOT NULL ELSE $4 = ANY (due.handlers) END

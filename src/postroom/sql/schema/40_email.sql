@@ -709,7 +709,8 @@ LANGUAGE sql
 SET search_path = ''
 AS $$
     UPDATE public.email_queue
-    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
+    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
+        dead_reason = COALESCE(email_queue.dead_reason, 'discarded')  -- an old caller's failed rows have none
     WHERE email_queue.id IN (
         SELECT chosen.id
         FROM public.email_queue AS chosen

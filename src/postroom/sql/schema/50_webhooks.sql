@@ -461,7 +461,8 @@ LANGUAGE sql
 SET search_path = ''
 AS $$
     UPDATE public.webhook_retry_queue
-    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp()
+    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
+        dead_reason = COALESCE(webhook_retry_queue.dead_reason, 'discarded')  -- an old caller's failed rows have none
     WHERE webhook_retry_queue.id IN (
         SELECT chosen.id
         FROM public.webhook_retry_queue AS chosen
@@ -687,6 +688,7 @@ BEGIN
         SELECT chosen.id
         FROM public.webhook_retry_queue AS chosen
         WHERE chosen.id = ANY (p_ids) AND chosen.status IN ('processed', 'dead_letter')
+            AND chosen.payload <> '{"_emptied": true}'
         ORDER BY chosen.id
         FOR NO KEY UPDATE
     )

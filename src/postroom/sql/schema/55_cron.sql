@@ -259,6 +259,7 @@ AS $$
     VALUES
         (19::bigint,   'process-email-queue',     true),
         (20::bigint,   'process-webhook-retries', true),
+        (1001::bigint, 'cleanup',                 true),
         (1002::bigint, 'reconcile',               false);
 $$;
 
