@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -48,6 +49,10 @@ _QUEUES = ("public.email_queue", "public.webhook_retry_queue")
 _TABLES = (*_QUEUES, "public.rate_limit_counters")
 _TABLES_PART = "00_tables.sql"  # what the migrations add up to: for readers, and a test
 _LAST_PART = "60_callers.sql"  # replaces the old functions: after the rows of before are settled
+
+# A function in another schema whose types fit better is taken before one of pg_catalog: whoever may create in
+# public would run his code as the owner (CVE-2018-1058).
+_NO_SEARCH_PATH = "SET LOCAL search_path = '';"
 
 Report = Callable[[str], None]
 
@@ -196,7 +201,7 @@ def export(directory: Path) -> list[Path]:
     written = []
     for number, (name, text) in enumerate(texts, start=1):
         path = folder / f"20260101{number:06d}_postroom_{name}.sql"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(f"SET search_path = '';\n{text}\nRESET search_path;\n", encoding="utf-8")
         written.append(path)
     return written
 
@@ -208,14 +213,15 @@ async def _migrate(
     connection: asyncpg.Connection, app_role: str | None, deliver_newer_than: str, report: Report
 ) -> None:
     to_do = await _pending(connection)
-    if app_role is not None and await connection.fetchval(
-        "SELECT to_regrole(quote_ident($1)) IS NULL", app_role
+    if app_role is not None and await _fetchval(
+        connection, "SELECT to_regrole(quote_ident($1)) IS NULL", app_role
     ):
         raise MigrationFailed(
             f"--app-role: there is no role {app_role!r}: make it (CREATE ROLE ... LOGIN), then migrate again"
         )
     if to_do:
-        await connection.execute(_preflight())
+        async with connection.transaction():
+            await connection.execute(f"{_NO_SEARCH_PATH}\n{_preflight()}")
         reach("migrate.preflight.after")
         for migration in await _missing(connection):
             report(f"migration {migration.version:04d} {migration.name}")
@@ -242,9 +248,10 @@ async def _migrate(
 
 
 async def _pending(connection: asyncpg.Connection) -> Pending:
-    if not await connection.fetchval("SELECT to_regclass('postroom.repeatables') IS NOT NULL"):
+    if not await _fetchval(connection, "SELECT to_regclass('postroom.repeatables') IS NOT NULL"):
         return Pending([f"migration {m.version:04d} {m.name}" for m in migrations()])
-    newer = await connection.fetchrow(
+    newer = await _fetchrow(
+        connection,
         """
         SELECT version, name
         FROM postroom.migrations
@@ -260,8 +267,8 @@ async def _pending(connection: asyncpg.Connection) -> Pending:
             f"and this program knows {latest_version():04d}: upgrade this program"
         )
     steps = [f"migration {m.version:04d} {m.name}" for m in await _missing(connection)]
-    applied = await connection.fetchrow(
-        "SELECT version, digest, program FROM postroom.repeatables WHERE name = 'functions'"
+    applied = await _fetchrow(
+        connection, "SELECT version, digest, program FROM postroom.repeatables WHERE name = 'functions'"
     )
     # Functions of a newer program are left alone: they keep every signature that we call.
     if applied is None or not (
@@ -275,8 +282,8 @@ async def _pending(connection: asyncpg.Connection) -> Pending:
 
 async def _missing(connection: asyncpg.Connection) -> list[Migration]:
     done: set[int] = set()
-    if await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL"):
-        done = {row["version"] for row in await connection.fetch("SELECT version FROM postroom.migrations")}
+    if await _fetchval(connection, "SELECT to_regclass('postroom.migrations') IS NOT NULL"):
+        done = {row["version"] for row in await _fetch(connection, "SELECT version FROM postroom.migrations")}
     return [migration for migration in migrations() if migration.version not in done]
 
 
@@ -331,6 +338,7 @@ async def _in_transaction(
 
 async def _begin_step(connection: asyncpg.Connection) -> None:
     await connection.execute(
+        f"{_NO_SEARCH_PATH}\n"
         f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET LOCAL statement_timeout = 0;\n"
         "SET LOCAL client_min_messages = notice;\n"
         f"SELECT pg_advisory_xact_lock({_STEP_KEY});"
@@ -364,7 +372,8 @@ async def _drop_invalid_index(connection: asyncpg.Connection, name: str) -> None
 
 async def _is_invalid(connection: asyncpg.Connection, name: str) -> bool:
     return bool(
-        await connection.fetchval(
+        await _fetchval(
+            connection,
             "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass($1) AND NOT indisvalid)",
             f"public.{name}",
         )
@@ -395,7 +404,8 @@ async def _with_patience(
 
 
 async def _long_transactions(connection: asyncpg.Connection) -> str:
-    rows = await connection.fetch(
+    rows = await _fetch(
+        connection,
         """
         SELECT pid, usename, extract(EPOCH FROM clock_timestamp() - xact_start)::integer AS age_s
         FROM pg_stat_activity
@@ -420,17 +430,17 @@ async def _long_transactions(connection: asyncpg.Connection) -> str:
 
 async def _settle_old_rows(connection: asyncpg.Connection, deliver_newer_than: str, report: Report) -> None:
     stale = None if deliver_newer_than == "all" else deliver_newer_than
-    if stale is not None and await connection.fetchval("SELECT postroom.span($1) IS NULL", stale):
+    if stale is not None and await _fetchval(connection, "SELECT postroom.span($1) IS NULL", stale):
         raise MigrationFailed(f"--deliver-newer-than {stale}: write a span such as 12h or 7d, or all")
     for table in _QUEUES:
-        if await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM postroom.repeatables WHERE name = $1)", f"rows of {table}"
+        if await _fetchval(
+            connection, "SELECT EXISTS (SELECT FROM postroom.repeatables WHERE name = $1)", f"rows of {table}"
         ):
             continue
         found = {"stuck": 0, "leased": 0, "stale": 0, "refused": 0}
         give_up_at = time.monotonic() + LOCK_PATIENCE_S
-        while await connection.fetchval(
-            "SELECT postroom.has_old_rows($1::text::regclass, postroom.span($2))", table, stale
+        while await _fetchval(
+            connection, "SELECT postroom.has_old_rows($1::text::regclass, postroom.span($2))", table, stale
         ):
             await _settle_pass(connection, table, stale, found, report)
             if time.monotonic() > give_up_at:
@@ -489,6 +499,25 @@ def _report_rows(table: str, found: dict[str, int], report: Report) -> None:
 
 
 # Helpers
+
+
+async def _fetch(connection: asyncpg.Connection, query: str, *arguments: object) -> list[asyncpg.Record]:
+    if not connection.is_in_transaction():
+        async with connection.transaction():
+            return await _fetch(connection, query, *arguments)
+    await connection.execute(_NO_SEARCH_PATH)
+    rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
+    return rows
+
+
+async def _fetchrow(connection: asyncpg.Connection, query: str, *arguments: object) -> asyncpg.Record | None:
+    rows = await _fetch(connection, query, *arguments)
+    return rows[0] if rows else None
+
+
+async def _fetchval(connection: asyncpg.Connection, query: str, *arguments: object) -> Any:
+    row = await _fetchrow(connection, query, *arguments)
+    return None if row is None else row[0]
 
 
 def _preflight() -> str:

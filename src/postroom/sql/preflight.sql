@@ -18,14 +18,14 @@ BEGIN
         WHERE NOT has_schema_privilege('public', 'CREATE')
         UNION ALL
         SELECT format('%s is not the owner of table %s: that is %s',
-            current_user, class.oid::pg_catalog.regclass, class.relowner::pg_catalog.regrole)
+            current_user, class.relname, class.relowner::pg_catalog.regrole)
         FROM pg_catalog.pg_class AS class
         WHERE class.relnamespace = 'public'::pg_catalog.regnamespace
             AND class.relname IN ('email_queue', 'webhook_retry_queue', 'rate_limit_counters')
             AND NOT pg_has_role(class.relowner, 'USAGE')
         UNION ALL
         SELECT format('%s is not the owner of function %s: that is %s',
-            current_user, proc.oid::pg_catalog.regprocedure, proc.proowner::pg_catalog.regrole)
+            current_user, regexp_replace(proc.oid::pg_catalog.regprocedure::text, '^public\.', ''), proc.proowner::pg_catalog.regrole)
         FROM pg_catalog.pg_proc AS proc
         WHERE proc.pronamespace = 'public'::pg_catalog.regnamespace
             AND proc.proname IN (
@@ -51,11 +51,14 @@ BEGIN
     INTO v_problem
     FROM (
         SELECT DISTINCT
-            regexp_replace(
-                pg_catalog.pg_describe_object(depend.classid, depend.objid, depend.objsubid),
-                '^rule _RETURN on ', ''
+            replace(
+                regexp_replace(
+                    pg_catalog.pg_describe_object(depend.classid, depend.objid, depend.objsubid),
+                    '^rule _RETURN on ', ''
+                ),
+                ' public.', ' '
             ) AS name,
-            proc.oid::pg_catalog.regprocedure::text AS function_name
+            regexp_replace(proc.oid::pg_catalog.regprocedure::text, '^public\.', '') AS function_name
         FROM pg_catalog.pg_proc AS proc
         JOIN pg_catalog.pg_depend AS depend
             ON depend.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass

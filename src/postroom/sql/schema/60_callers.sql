@@ -9,7 +9,10 @@ DECLARE
     v_old record;
 BEGIN
     FOR v_old IN
-        SELECT proc.oid, proc.proname, pg_get_functiondef(proc.oid) AS definition
+        SELECT
+            proc.oid,
+            regexp_replace(proc.oid::regprocedure::text, '^public\.', '') AS name,
+            pg_get_functiondef(proc.oid) AS definition
         FROM pg_proc AS proc
         WHERE proc.pronamespace = 'public'::regnamespace
             AND proc.prokind IN ('f', 'p')
@@ -23,8 +26,8 @@ BEGIN
         ORDER BY proc.oid
     LOOP
         INSERT INTO postroom.replaced_objects (kind, name, definition)
-        VALUES ('function', v_old.oid::regprocedure::text, v_old.definition);
-        RAISE NOTICE 'function % replaced, its text is kept in postroom.replaced_objects', v_old.oid::regprocedure;
+        VALUES ('function', v_old.name, v_old.definition);
+        RAISE NOTICE 'function % replaced, its text is kept in postroom.replaced_objects', v_old.name;
         EXECUTE format('ALTER ROUTINE %s RENAME TO %I', v_old.oid::regprocedure, '_replaced_' || v_old.oid);
         EXECUTE format('ALTER ROUTINE %s SET SCHEMA postroom', v_old.oid::regprocedure);
     END LOOP;
