@@ -181,19 +181,17 @@ def _line(lane: Lane) -> Iterator[None]:
         yield
 
 
-async def run_all(cases: Iterable[Case], run: Callable[[Case], Awaitable[None]]) -> None:
+async def run_all(broken: Iterable[tuple[Case, Callable[[], Awaitable[None]]]]) -> None:
     """Run cases side by side; fails with all that failed."""
     lanes = asyncio.Semaphore(LANES)
-    failed: dict[str, BaseException] = {}
+    failed: list[str] = []
 
-    async def one(case: Case) -> None:
+    async def one(case: Case, run: Callable[[], Awaitable[None]]) -> None:
         async with lanes:
             try:
-                await run(case)
+                await run()
             except Exception as error:
-                failed[str(case)] = error
+                failed.append(f"{case}: {type(error).__name__}: {error}")
 
-    await asyncio.gather(*(one(case) for case in cases))
-    if failed:
-        told = "\n\n".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
-        raise AssertionError(f"{len(failed)} cases failed:\n{told}") from next(iter(failed.values()))
+    await asyncio.gather(*(one(*each) for each in broken))
+    assert not failed, "\n\n".join([f"{len(failed)} cases failed", *failed])

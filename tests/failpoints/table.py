@@ -49,6 +49,7 @@ class Point:
         at_end: It is reached when the program is told to end.
         fails, doubles, dies: What `raise` costs there; see Loss.
         losses: The connections that can be lost there.
+        short: The fault that the short form has for it: it once broke something. Else they take turns.
     """
 
     around: str = ""
@@ -57,6 +58,7 @@ class Point:
     doubles: int = 0
     dies: bool = False
     losses: tuple[Loss, ...] = ()
+    short: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,25 @@ class Case:
 
     Attributes:
         fault: One of FAULTS, or the connection that is lost.
+        turn: Of those that reach the point, which one meets it.
     """
 
     point: str
     fault: str | Loss
+    turn: int = 1
 
     def __str__(self) -> str:
         if isinstance(self.fault, str):
-            return f"{self.point} {self.fault}"
+            return f"{self.point} {self.fault}@{self.turn}"
         within = f" within {self.fault.within}" if self.fault.within else ""
         return f"{self.point} cut {'after' if self.fault.after else 'before'} {self.fault.statement}{within}"
 
     @property
     def environment(self) -> dict[str, str]:
         """What arms it."""
-        return {failpoints.VARIABLE: f"{self.point}={self.fault}"} if isinstance(self.fault, str) else {}
+        if isinstance(self.fault, Loss):
+            return {}
+        return {failpoints.VARIABLE: f"{self.point}={self.fault}@{self.turn}"}
 
 
 def cases_of(table: Mapping[str, Point]) -> list[Case]:
@@ -89,11 +95,11 @@ def cases_of(table: Mapping[str, Point]) -> list[Case]:
 
 
 def one_a_point(table: Mapping[str, Point]) -> list[Case]:
-    """Each point once, with its faults in turn: another one at each point."""
+    """Each point once, with another fault at each."""
     found = []
     for turn, (name, point) in enumerate(table.items()):
         faults = _faults_of(point)
-        found.append(Case(name, faults[turn % len(faults)]))
+        found.append(Case(name, point.short or faults[turn % len(faults)]))
     return found
 
 
@@ -131,7 +137,7 @@ ENGINE = {
     "begin.after": BEGIN[1],
     "settle.before": SETTLE[0],
     "settle.after": SETTLE[1],
-    "report.before": Point(),
+    "report.before": Point(short="raise"),
     "extend.before": Point("slow", losses=EXTEND[0].losses),
     "extend.after": Point("slow", losses=EXTEND[1].losses),
     "tend.before": TEND[0],
@@ -143,11 +149,11 @@ ENGINE = {
 
 EMAIL = ENGINE | {
     "attempt.after": Point(fails=1, doubles=1),
-    "attempt.ended": Point(fails=1, doubles=1),
+    "attempt.ended": Point(fails=1, doubles=1, short="raise"),
     "pause.before": Point("down", losses=(Loss("INTO postroom.transports"),)),
     "pause.after": Point("down", losses=(Loss("INTO postroom.transports", after=True),)),
     "smtp.connected": Point(fails=1),
-    "smtp.envelope.before": Point(fails=1, losses=(Loss("smtp:MAIL", fails=1),)),
+    "smtp.envelope.before": Point(fails=1, losses=(Loss("smtp:MAIL", fails=1),), short="hang"),
     "smtp.content.before": Point(fails=1, losses=(Loss("smtp:DATA", fails=1),)),
     "smtp.content.after": Point(fails=1, doubles=1, losses=(Loss("smtp:CONTENT", fails=1, doubles=1),)),
     "smtp.answered": Point(fails=1, doubles=1),
@@ -193,3 +199,48 @@ WEBHOOK = ENGINE | {
         "stop", fails=1, losses=(Loss("^SELECT postroom.finish_handler", after=True, fails=1),)
     ),
 }
+
+STORE = _around("FROM postroom.store_webhooks")
+ENQUEUE = _around("public.enqueue_email")
+INSERT = _around("FROM postroom.begin_direct_email")
+WITHDRAW = _around("FROM postroom.withdraw_direct_email")
+
+WEBHOOK_DOOR = {"store.before": STORE[0], "store.after": STORE[1], "door.answer.before": Point()}
+QUEUE_DOOR = {"enqueue.before": ENQUEUE[0], "enqueue.after": ENQUEUE[1]}
+SEND_DOOR = {
+    "direct.insert.before": INSERT[0],
+    "direct.insert.after": Point(losses=INSERT[1].losses, short="raise"),
+    "direct.withdraw.before": Point("limited", losses=WITHDRAW[0].losses),
+    "direct.withdraw.after": Point("limited", losses=WITHDRAW[1].losses),
+    "direct.answer.before": Point(),
+    "worker.register.before": Point(losses=REGISTER[0].losses, short="raise"),
+    "worker.register.after": REGISTER[1],
+    "begin.before": BEGIN[0],
+    "begin.after": BEGIN[1],
+    "attempt.before": Point(),
+    "attempt.after": Point(),
+    "settle.before": SETTLE[0],
+    "settle.after": SETTLE[1],
+    "report.before": Point(),
+    "smtp.connected": Point(),
+    "smtp.envelope.before": Point(losses=(Loss("smtp:MAIL"),)),
+    "smtp.content.before": Point(losses=(Loss("smtp:DATA"),)),
+    "smtp.content.after": Point(losses=(Loss("smtp:CONTENT"),)),
+    "smtp.answered": Point(),
+}
+"""What a caller who waits for the answer is told, and what becomes of the mail."""
+
+MIGRATION = {
+    "migrate.preflight.after": Point(),
+    "migrate.step.before": Point(
+        losses=(Loss("^SET LOCAL lock_timeout"), Loss("LOCK TABLE public.email_queue"))
+    ),
+    "migrate.step.inside": Point(losses=(Loss("^COMMIT"),), short="hang"),
+    "migrate.step.after": Point(losses=(Loss("^COMMIT", after=True),)),
+    "migrate.index.before": Point(losses=(Loss("^CREATE INDEX CONCURRENTLY"),)),
+    "migrate.index.after": Point(losses=(Loss("^CREATE INDEX CONCURRENTLY", after=True),)),
+    "migrate.record.after": Point(losses=(Loss("^INSERT INTO postroom.migrations", after=True),)),
+    "migrate.rows.inside": Point(losses=(Loss("FROM postroom.settle_old_rows", after=True),)),
+    "migrate.rows.after": Point(losses=(Loss("^COMMIT", after=True, within="settle_old_rows"),)),
+}
+"""An upgrade that is run again completes, wherever it was cut off."""

@@ -10,7 +10,9 @@ import pytest
 
 from postroom import failpoints
 from postroom.failpoints import POINTS, FailpointReached, arm, reach
+from tests.failpoints.table import EMAIL, MIGRATION, QUEUE_DOOR, SEND_DOOR, WEBHOOK, WEBHOOK_DOOR
 
+TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, MIGRATION)
 SOURCE = Path(__file__).parents[2] / "src" / "postroom"
 
 
@@ -23,6 +25,11 @@ def test_every_point_of_the_code_is_named_and_stands_once() -> None:
     """reach("…") with a name that is in POINTS, in one place each."""
     found = Counter(name for path in sorted(SOURCE.rglob("*.py")) for name in _points_in(path))
     assert dict(found) == dict.fromkeys(POINTS, 1)
+
+
+def test_every_point_is_broken_by_a_test() -> None:
+    """A new point has a row in one of the tables, and no row is left over."""
+    assert {name for rows in TABLES for name in rows} == set(POINTS)
 
 
 def test_a_point_does_nothing_until_it_is_armed_and_then_strikes_once() -> None:

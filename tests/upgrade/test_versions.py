@@ -27,7 +27,7 @@ from postroom.errors import SchemaError
 from postroom.version import is_newer
 from tests.support.postgres import PostgresServer, running_server
 from tests.upgrade.conftest import Project, handmade_project
-from tests.upgrade.test_interrupted import end_state
+from tests.upgrade.end_state import end_state
 from tests.upgrade.test_upgrade import catalog
 
 SEND = ["send", "--to", "ada@example.com", "--subject", "Hi", "--html", "<p>Hi</p>"]

@@ -39,6 +39,11 @@ FURTHER_LOCK_TIMEOUT_MS = 150
 For a step that needs three: together below deadlock_timeout (1 s). A caller that has queued behind us for
 that long looks for a deadlock, and would be its victim if it found us waiting with a lock in hand.
 """
+IDLE_TIMEOUT_MS = 5000
+"""
+Between two statements of a step: where this process stands still (a laptop that was shut), the server ends
+the step and lets the callers go on. Not shorter: on a busy machine a process waits for its turn for seconds.
+"""
 LOCK_PATIENCE_S = 300.0
 BATCH_ROWS = 500
 _LOCK_KEY = 7_305_512_000_001  # pg_advisory_xact_lock: one migrate at a time
@@ -340,6 +345,7 @@ async def _begin_step(connection: asyncpg.Connection) -> None:
     await connection.execute(
         f"{_NO_SEARCH_PATH}\n"
         f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET LOCAL statement_timeout = 0;\n"
+        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_MS}ms';\n"
         "SET LOCAL client_min_messages = notice;\n"
         f"SELECT pg_advisory_xact_lock({_STEP_KEY});"
     )

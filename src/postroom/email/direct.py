@@ -36,6 +36,7 @@ FOLLOW_S_MAX = 30.0
 FOLLOW_POLL_S = 0.1
 UNKNOWN_MAX = 1_000
 UNKNOWN_AGAIN_S = 2.0
+STAND_BY_AGAIN_S = 1.0
 
 _log = log.get_logger()
 
@@ -106,7 +107,7 @@ class DirectSends:
     async def start(self) -> None:
         """Register the worker, without waiting for a database that is away."""
         if self._standing_by is None:
-            self._standing_by = asyncio.create_task(self._engine.stand_by(self._stop))
+            self._standing_by = asyncio.create_task(self._stand_by())
         with suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 await self._engine.registered.wait()
@@ -123,6 +124,15 @@ class DirectSends:
             if not self._engine.registered.is_set():
                 self._standing_by.cancel()
             await asyncio.gather(self._standing_by, return_exceptions=True)
+
+    async def _stand_by(self) -> None:
+        """Without a worker's row nothing can be begun, for as long as this process lives."""
+        while not self._stop.is_set():
+            try:
+                await self._engine.stand_by(self._stop)
+            except Exception as error:
+                _log.error("tend.failed", queue="email", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(STAND_BY_AGAIN_S)
 
     async def _send_in_turn(self, accepted: AcceptedEmail) -> Sent | NotSent | LimitReached:
         try:
@@ -142,7 +152,7 @@ class DirectSends:
             reach("direct.insert.before")
             begun = await self._store.begin_direct(self._engine.id, email_id, accepted)
             reach("direct.insert.after")
-        except DatabaseUnavailable:
+        except Exception:
             self._settle_unknown(email_id)
             raise
         if isinstance(begun, LimitReached):

@@ -117,11 +117,16 @@ BEGIN
                 AND NOT role.rolsuper
                 AND role.oid <> (SELECT class.relowner FROM pg_catalog.pg_class AS class WHERE class.oid = v_table)
         LOOP
-            FOREACH v_command IN ARRAY ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] LOOP
-                IF postroom.may_do(v_role, v_table, v_command) THEN
-                    v_kept := v_kept || jsonb_build_object('role', v_role, 'table', v_table::text, 'command', v_command);
-                END IF;
-            END LOOP;
+            BEGIN
+                FOREACH v_command IN ARRAY ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] LOOP
+                    IF postroom.may_do(v_role, v_table, v_command) THEN
+                        v_kept := v_kept
+                            || jsonb_build_object('role', v_role, 'table', v_table::text, 'command', v_command);
+                    END IF;
+                END LOOP;
+            EXCEPTION WHEN undefined_object THEN
+                NULL;  -- Dropped meanwhile: roles belong to all databases of a server.
+            END;
         END LOOP;
     END LOOP;
 
