@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from time import monotonic
 from uuid import UUID
 
@@ -25,6 +28,13 @@ START_GOOD_S = 60.0
 LOOK_S = 5.0
 """How often a worker looks which handlers the programs have registered."""
 
+_NOT_THE_USERS = (
+    "<",
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
+"""Where frames are that say nothing of a handler: Python's own, libraries', and postroom's."""
+
 _log = log.get_logger()
 
 
@@ -35,6 +45,9 @@ class Delivery:
     Args:
         slots: How many events may have a transaction of a handler open at once; shared by all engines of
             the process.
+
+    Attributes:
+        on_error: Gets what a handler raises, with its trace.
     """
 
     queue = "webhook"
@@ -43,6 +56,7 @@ class Delivery:
     def __init__(self, store: WebhookStore, handlers: Handlers, slots: asyncio.Semaphore) -> None:
         self.store = store
         self.handlers = handlers
+        self.on_error: Callable[[BaseException], None] = _ignore
         self._slots = slots
         self._unknown: set[str] = set()
         self._looked_at = -LOOK_S
@@ -148,6 +162,7 @@ class Delivery:
                 await one.run(claim, event)
                 reach("handler.after")
             except PermanentFailure as error:
+                self.on_error(error)
                 reach("handler.stop.before")
                 await self.store.finish_handler(claim.item.worker, claim, one.name, stopped=True)
                 reach("handler.stop.after")
@@ -160,9 +175,11 @@ class Delivery:
                 raise
             ended.failed.append(f"{one.name}: it was cancelled from within")
         except SendError as error:
+            self.on_error(error)
             ended.failed.append(f"{one.name}: {error.text}")
             ended.retry_after_s = max(ended.retry_after_s or 0.0, error.retry_after_s or 0.0) or None
         except (Exception, SystemExit) as error:
+            self.on_error(error)
             ended.failed.append(f"{one.name}: {_told(error)}")
 
     def _leave_alone(self, source: str) -> None:
@@ -205,6 +222,18 @@ class _Ended:
 
 
 def _told(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
+    """The kind of an error, the first line of what it says, and where in the handler it was raised."""
     line = next(iter(str(error).strip().splitlines()), "")[:300]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    told = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    return f"{told} ({_shown(own[-1].filename)}, line {own[-1].lineno})" if own else told
+
+
+def _shown(file: str) -> str:
+    here = Path.cwd()
+    return str(Path(file).relative_to(here) if Path(file).is_relative_to(here) else file)
+
+
+def _ignore(_: BaseException) -> None:
+    pass

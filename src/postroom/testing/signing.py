@@ -1,11 +1,4 @@
-"""
-For tests of your own handlers: requests as a provider would send them.
-
-    from postroom.testing import signed
-
-    request = signed("stripe", {"id": "evt_1", "type": "checkout.session.completed"}, "whsec_test")
-    httpx.post("http://127.0.0.1:8400/webhooks/stripe", content=request.body, headers=request.headers)
-"""
+"""Requests as a provider would send them."""
 
 from __future__ import annotations
 
@@ -21,8 +14,6 @@ from postroom.settings_sources import suggestion
 from postroom.webhooks.request import FORM, JSON, Headers, WebhookRequest
 from postroom.webhooks.schemes import SCHEMES, Scheme, scheme_name
 from postroom.webhooks.source import Source
-
-__all__ = ["SignedRequest", "new_secret", "signed"]
 
 URL = "http://127.0.0.1:8400"
 
