@@ -88,6 +88,7 @@ class Account:
             for email_id, made in doubled.items()
             if len(made) - 1 > uncertain.get(email_id, 0)
         ]
+        parks = house.scenario.policy.get("email.on_uncertain") == "park"
         altered = [made[0].token for made in doubled.values() if len({one.digest for one in made}) > 1]
         seen = {copy.token for copy in copies} | set(by_token)
         known = promises.committed.keys() | promises.unknown
@@ -98,12 +99,15 @@ class Account:
             "mails queued": queued,
             "mails of unknown commit": len(promises.unknown),
             "mails rolled back": len(promises.rolled_back),
-            "doubled": len(doubled),
+            "doubled, each with an open end": len(doubled) - len(unexplained),
         }
         self.findings |= {
             "lost mails": lost,
             "doubled mails without an open end": unexplained,
             "doubled mails with other bytes": altered,
+            "doubled mails although such are parked": [
+                f"{made[0].token} went out {len(made)} times" for made in doubled.values() if parks
+            ],
             "rolled back and seen": sorted(promises.rolled_back & seen),
             "from nowhere": sorted(seen - known - promises.rolled_back),
             "queued twice with one key": [token for token, made in by_token.items() if len(made) > 1],

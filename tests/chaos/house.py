@@ -286,7 +286,7 @@ def _seat(house: House) -> None:
         "POSTROOM_TRANSPORT": f"smtp://127.0.0.1:{house.sink.port}",
         "POSTROOM_LOG": "json",
         "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
         **scenario.environment,
     }
     postroom = (sys.executable, "-m", "postroom")
