@@ -44,7 +44,10 @@ BALLAST = "ballast"
 DATABASE_DISK_MB, MAILDIR_DISK_MB = 700, 8
 
 DURABLE = (
-    SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on")
+    SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on").replace(
+        "max_connections = 200",
+        "max_connections = 600",  # half open ones stay until the network is mended
+    )
     + "max_wal_size = 128MB\nmin_wal_size = 32MB\ndeadlock_timeout = 200ms\nlog_lock_waits = off\n"
 )
 """What was acknowledged outlives a kill of the server; only a loss of power would need fsync as well."""
@@ -167,8 +170,8 @@ class House:
         """Whether PostgreSQL answers; one that its full disk has ended must be started by somebody."""
         try:
             self.connected().close()
-        except psycopg.OperationalError:
-            return False
+        except psycopg.OperationalError as error:
+            return "too many clients" in str(error)
         return True
 
     @property
