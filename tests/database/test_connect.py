@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from postroom.database.connect import Database
+from postroom.database.connect import SERVER_KEEPALIVES, Database
 from postroom.errors import ConfigError, DatabaseUnavailable
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, running_server
@@ -78,6 +78,13 @@ async def test_a_stricter_default_isolation_is_not_for_the_house(
     async with opened(url) as database:
         assert await database.fetchval("SHOW transaction_isolation") == "read committed"
     postgres_server.drop_database(name)
+
+
+async def test_a_server_looks_for_a_client_that_is_lost(empty_database_url: str) -> None:
+    """Where the network has swallowed a connection, its session and its locks end within half a minute."""
+    async with opened(empty_database_url) as database:
+        shown = [await database.fetchval(f"SHOW {name}") for name in SERVER_KEEPALIVES]
+    assert shown == ["15", "5", "3", "30000"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import threading
 from typing import Any
 
@@ -43,6 +45,22 @@ async def test_sql_async_and_plain_handlers_run_once_and_in_order(database_url: 
     assert (ended.done, ended.failed) == (1, 0)
     assert (row["status"], row["attempts"], row["error_count"]) == ("processed", 1, 0)
     assert row["handlers_done"] == ["sql", "async", "sync"]
+
+
+async def test_a_plain_handler_waits_for_no_connection_that_is_lost(database_url: str) -> None:
+    """Both ends look for each other: else its thread and its locks would be held for two hours."""
+    async with open_workshop(database_url) as shop:
+        seen: list[Any] = []
+
+        @shop.room.on("stripe")
+        def look(event: Event, db: psycopg.Connection[Any]) -> None:
+            row = db.execute("SELECT current_setting('tcp_keepalives_idle')").fetchone()
+            with socket.socket(fileno=os.dup(db.pgconn.socket)) as line:
+                seen.append((row, line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+
+        await shop.keep()
+        assert (await shop.run()).done == 1
+    assert seen == [(("15",), 15)]
 
 
 async def test_the_event_is_what_the_provider_sent(database_url: str) -> None:

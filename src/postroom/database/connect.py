@@ -28,6 +28,18 @@ DEADLINE_S = 10.0
 """How long a call may take where the caller names no deadline."""
 
 POOL_SIZE = 10
+
+SERVER_KEEPALIVES = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+}
+"""
+What a session asks of its server: to end within 30 s where its client is lost, and its locks with it. Else
+that is left to the system, which is 2 hours: for so long a lost handler's transaction would keep its event.
+"""
+
 SERVER_MAJOR_MIN = 15
 
 _RETIRE_S = 2.0
@@ -281,6 +293,7 @@ class Database:
             settings["jit"] = "off"  # with stale statistics it costs a claim 200 ms, and it never helps one
             # Where the database's default is stricter, claims that meet would fail and be repeated.
             settings["default_transaction_isolation"] = "read committed"
+            settings |= SERVER_KEEPALIVES
         options: dict[str, Any] = {"statement_cache_size": 0} if plain else {}
         try:
             connection: Connection = await asyncpg.connect(

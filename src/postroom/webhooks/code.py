@@ -12,7 +12,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from postroom.database.connect import Database
+from postroom.database.connect import SERVER_KEEPALIVES, Database
 from postroom.errors import ConfigError, NotStarted, TemporaryFailure
 from postroom.failpoints import reach
 from postroom.queue.claim import Claim
@@ -27,6 +27,24 @@ CONNECTIONS_MAX = 10
 """How many handlers of one process may have a transaction open at once."""
 
 CONNECT_S = 10.0
+
+KEEPALIVES: dict[str, Any] = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""
+A plain function waits for its server by itself, in a thread that nobody can end: without these, for two hours
+where the network has swallowed the connection.
+"""
+
+# Not behind a pooler, which gives its clients process ids that it made up, and sessions that are others' too.
+_ASK_FOR_KEEPALIVES = """
+    SELECT set_config(setting.name, setting.value, false)
+    FROM unnest(%s::text[], %s::text[]) AS setting (name, value)
+    WHERE pg_backend_pid() = %s
+"""
 _LEFT_TRANSACTION = "the handler has ended the transaction that it was given: it must leave that to postroom"
 
 
@@ -112,13 +130,17 @@ class CodeRunner:
         except IndexError:
             # Autocommit: nothing is open but the transaction of the handler. No prepared statements: a pooler
             # in transaction mode knows none.
-            return psycopg.connect(
+            connection = psycopg.connect(
                 self._url,
                 autocommit=True,
                 prepare_threshold=None,
                 connect_timeout=int(CONNECT_S),
                 application_name="postroom handler",
+                **KEEPALIVES,
             )
+            asked = (list(SERVER_KEEPALIVES), list(SERVER_KEEPALIVES.values()), connection.info.backend_pid)
+            connection.execute(_ASK_FOR_KEEPALIVES, asked)
+            return connection
 
     def _take_back(self, connection: psycopg.Connection[Any]) -> None:
         import psycopg
