@@ -1,8 +1,8 @@
 """
 postroom as a contender: one worker process, as `postroom worker --queues email` runs it.
 
-Settings (JSON, first argument): database_url, transport, sender, mode: `drain` does what is due when the
-word comes, `wait` works until its standard input ends.
+Settings (JSON, first argument): database_url, transport (`none` does nothing), sender, mode: `drain` does
+what is due when the word comes, `wait` works until its standard input ends.
 """
 
 from __future__ import annotations
@@ -17,14 +17,29 @@ import uvloop
 
 from postroom import log
 from postroom.cli.garbage import collect_seldom
+from postroom.email.message import OutgoingEmail
+from postroom.email.transports.base import Start
 from postroom.room import Room
+
+
+class Nothing:
+    """A transport that begins each attempt and does nothing."""
+
+    name = "maildir:none"
+
+    async def send(self, email: OutgoingEmail, start: Start) -> str:  # noqa: ARG002
+        await start()
+        return "250 ok"
+
+    async def close(self) -> None:
+        pass
 
 
 async def main(settings: dict[str, Any]) -> None:
     """Get ready, wait for the word, work, and say what came of it."""
     room = Room(
         database_url=settings["database_url"],
-        transport=settings["transport"],
+        transport="maildir:none" if settings["transport"] == "none" else settings["transport"],
         sender=settings["sender"],
         log_format="json",
     )
@@ -33,6 +48,8 @@ async def main(settings: dict[str, Any]) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
     async with room:
         engine = room.email_engine()
+        if settings["transport"] == "none":
+            room.delivery.transport.transports = (Nothing(),)
         collect_seldom()
         print("ready", flush=True)
         await words.readline()
