@@ -232,7 +232,7 @@ async def test_mails_for_a_hot_recipient_are_spread_over_the_coming_windows(sql:
     now = await sql.now()
     dues = sorted([(await sql.row(row_id))["due_at"] for row_id in waiting])
     rounds = [round((due_at - now).total_seconds() / 60.8) for due_at in dues]
-    assert rounds == [1] * 5 + [2] * 5 + [3] * 5
+    assert sorted(rounds) == [1] * 5 + [2] * 5 + [3] * 5
     assert await worker.claim() == []
 
 

@@ -75,7 +75,7 @@ CREATE UNIQUE INDEX postroom_email_idempotency_key
     ON public.email_queue (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 
--- take_for_emails: how many rows wait for one recipient; replan_limited_emails: rows that were planned under a
+-- count_lines: how many rows wait for one limit; replan_limited_emails: rows that were planned under a
 -- limit that holds no longer.
 CREATE INDEX postroom_email_planned
     ON public.email_queue (planned_under, waits_for)

@@ -177,7 +177,7 @@ BEGIN
             ORDER BY counter.key
             FOR UPDATE
         ) AS book;
-        EXIT WHEN v_found = cardinality(v_keys);
+        EXIT WHEN v_found = COALESCE(cardinality(v_keys), 0);
 
         -- A hand-made table may want its window NOT NULL: that of an empty book has ended.
         INSERT INTO public.rate_limit_counters AS counter (
@@ -329,7 +329,7 @@ CREATE OR REPLACE FUNCTION postroom.limits_of_emails(
     p_routes      text[],
     p_rerouted    boolean[]
 )
-RETURNS TABLE (place integer, rank integer, key text, amount integer, span interval)
+RETURNS TABLE (place integer, rank integer, key text, amount integer, span interval, name text)
 LANGUAGE plpgsql
 STABLE
 SET search_path = ''
@@ -338,7 +338,8 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT
-        mail.place::integer, wanted.rank, wanted.key, rule.amount, rule.span
+        mail.place::integer, wanted.rank, wanted.key, rule.amount, rule.span,
+        postroom.limit_name(rule.key, rule.value)
     FROM unnest(p_to_emails, p_from_emails, p_email_types, p_routes, p_rerouted)
         WITH ORDINALITY AS mail (to_email, from_email, email_type, route, rerouted, place)
     CROSS JOIN LATERAL (
@@ -571,44 +572,50 @@ DECLARE
     v_ticket   bigint;
     v_mail     postroom.waiting_email;
 BEGIN
+    -- The settings are read once: they may be changed, or gone, at the next look.
     SELECT
         array_agg(hold.place ORDER BY hold.place, hold.rank),
         array_agg(hold.rank ORDER BY hold.place, hold.rank),
         array_agg(hold.spot ORDER BY hold.place, hold.rank),
-        array_agg(DISTINCT hold.key ORDER BY hold.key)
-    INTO v_of_mail, v_ranks, v_spots, v_keys
+        array_agg(hold.key ORDER BY hold.spot) FILTER (WHERE hold.is_first),
+        array_agg(hold.amount ORDER BY hold.spot) FILTER (WHERE hold.is_first),
+        array_agg(hold.span ORDER BY hold.spot) FILTER (WHERE hold.is_first),
+        array_agg(hold.name ORDER BY hold.spot) FILTER (WHERE hold.is_first)
+    INTO v_of_mail, v_ranks, v_spots, v_keys, v_amounts, v_spans, v_rules
     FROM (
-        SELECT hold.place, hold.rank, hold.key, dense_rank() OVER (ORDER BY hold.key)::integer AS spot
+        SELECT
+            hold.*,
+            dense_rank() OVER (ORDER BY hold.key)::integer AS spot,
+            row_number() OVER (PARTITION BY hold.key ORDER BY hold.place) = 1 AS is_first
         FROM postroom.limits_of_emails(p_to_emails, p_from_emails, p_email_types, p_routes, p_rerouted) AS hold
     ) AS hold;
+    IF v_keys IS NULL THEN
+        RETURN;
+    END IF;
     v_at := postroom.lock_books(v_keys);
     PERFORM postroom.count_lines(v_keys, v_at);
     SELECT
-        array_agg(book.amount ORDER BY book.key),
-        array_agg(book.span ORDER BY book.key),
-        array_agg(book.rule ORDER BY book.key),
         array_agg(
             GREATEST(
                 book.amount
                 - postroom.slots_used(book.taken_at, book.taken, v_at, postroom.book_window(book.span)), 0
-            ) ORDER BY book.key
+            ) ORDER BY book.spot
         ),
-        array_agg(0 ORDER BY book.key),
+        array_agg(0),
         -- Tickets that were given under another limit are void.
         array_agg(
             CASE WHEN book.planned_under = book.rule THEN GREATEST(book.planned - book.taken_total, 0) ELSE 0 END
-            ORDER BY book.key
+            ORDER BY book.spot
         ),
         array_agg(
             CASE WHEN book.planned_under = book.rule THEN GREATEST(book.planned_high - book.taken_total, 0) ELSE 0 END
-            ORDER BY book.key
+            ORDER BY book.spot
         )
-    INTO v_amounts, v_spans, v_rules, v_free, v_taken, v_line, v_high
+    INTO v_free, v_taken, v_line, v_high
     FROM (
-        SELECT counter.*, setting.amount, setting.span, postroom.limit_name(setting.key, setting.value) AS rule
-        FROM public.rate_limit_counters AS counter
-        JOIN postroom.settings AS setting ON setting.key = postroom.limit_setting_of(counter.key)
-        WHERE counter.key = ANY (v_keys)
+        SELECT counter.*, hold.amount, hold.span, hold.rule, hold.spot
+        FROM unnest(v_keys, v_amounts, v_spans, v_rules) WITH ORDINALITY AS hold (key, amount, span, rule, spot)
+        JOIN public.rate_limit_counters AS counter ON counter.key = hold.key
     ) AS book;
 
     FOR v_place IN 1..cardinality(p_to_emails) LOOP
