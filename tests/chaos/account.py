@@ -16,6 +16,7 @@ from tests.chaos.house import House
 from tests.chaos.promises import Promises
 from tests.chaos.sink import Copy, Received
 
+MOST = "most in a window"
 HANDLERS = ("async", "plain", "sql")
 
 
@@ -75,12 +76,17 @@ class Account:
         for copy in copies:
             delivered[copy.message_id.strip("<>").split("@")[0]].append(copy)
 
-        lost, queued = [], 0
+        lost: list[str] = []
+        ends: Counter[str] = Counter()
         for token, email_id in promises.committed.items():
             status = dict(by_token.get(token, ())).get(email_id, "missing")
             if status in ("pending", "processing"):
-                queued += 1
-            elif status != "dead_letter" and email_id not in delivered:
+                ends["queued"] += 1
+            elif email_id in delivered:
+                ends["delivered"] += 1
+            elif status == "dead_letter":
+                ends["dead letters that did not go out"] += 1
+            else:
                 lost.append(f"{token} is {status} and was not delivered")
         doubled = {email_id: made for email_id, made in delivered.items() if len(made) > 1}
         unexplained = [
@@ -94,9 +100,8 @@ class Account:
         known = promises.committed.keys() | promises.unknown
         self.facts |= {
             "mails committed": len(promises.committed),
-            "mails delivered": len(delivered),
+            **{f"= {end}": ends[end] for end in ("delivered", "dead letters that did not go out", "queued")},
             **{f"dead letters, {reason}": count for reason, count in sorted(dead.items())},
-            "mails queued": queued,
             "mails of unknown commit": len(promises.unknown),
             "mails rolled back": len(promises.rolled_back),
             "doubled, each with an open end": len(doubled) - len(unexplained),
@@ -111,7 +116,7 @@ class Account:
             "rolled back and seen": sorted(promises.rolled_back & seen),
             "from nowhere": sorted(seen - known - promises.rolled_back),
             "queued twice with one key": [token for token, made in by_token.items() if len(made) > 1],
-            "still queued after the drain": [f"{queued} mails"] if queued else [],
+            "still queued after the drain": [f"{ends['queued']} mails"] if ends["queued"] else [],
         }
 
     def _count_events(self, house: House, promises: Promises) -> None:
@@ -157,7 +162,7 @@ class Account:
             amount, _, span = rule.partition("/")
             window_s = float(span.removesuffix("s"))
             most = max((most_in_a_window(one, window_s) for one in lists), default=0)
-            self.facts[f"most in a window of {span}, {of_whom} (limit {amount})"] = most
+            self.facts[f"{MOST} of {span}, {of_whom} (limit {amount})"] = most
             if most > int(amount):
                 over.append(f"{most} in {span} for {of_whom}, the limit is {amount}")
         self.facts["mail transactions at the receiver"] = len(times)
