@@ -11,7 +11,7 @@ from tests.failpoints.hatchery import Hatchery, running_hatchery
 from tests.failpoints.lanes import Bench
 from tests.support.postgres import PostgresServer
 
-pytest.register_assert_rewrite("tests.failpoints.workers", "tests.failpoints.doors")
+pytest.register_assert_rewrite(*(f"tests.failpoints.{name}" for name in ("workers", "doors", "schedulers")))
 
 
 @pytest.fixture(scope="session")

@@ -230,6 +230,33 @@ SEND_DOOR = {
 }
 """What a caller who waits for the answer is told, and what becomes of the mail."""
 
+CRON_OFFER = _around("postroom.offer_jobs")
+CRON_LEAD = _around("FROM postroom.lead_cron")
+CRON_GIVE_UP = _around("FROM postroom.fail_dead_runs")
+CRON_BEGIN = _around("SELECT postroom.begin_run")
+CRON_END = _around("SELECT postroom.end_run")
+CRON_EXTEND = _around("SELECT postroom.extend_runs")
+CRON_RESIGN = _around("SELECT postroom.resign_cron")
+
+SCHEDULER = {
+    "cron.offer.before": CRON_OFFER[0],
+    "cron.offer.after": CRON_OFFER[1],
+    "cron.lead.before": CRON_LEAD[0],
+    "cron.lead.after": CRON_LEAD[1],
+    "cron.give_up.before": CRON_GIVE_UP[0],
+    "cron.give_up.after": CRON_GIVE_UP[1],
+    "cron.begin.before": CRON_BEGIN[0],
+    "cron.begin.after": CRON_BEGIN[1],
+    "cron.run.before": Point(losses=(Loss("INTO public.beats"), Loss("INTO public.beats", after=True))),
+    "cron.end.before": CRON_END[0],
+    "cron.end.after": CRON_END[1],
+    "cron.extend.before": Point("slow", losses=CRON_EXTEND[0].losses),
+    "cron.extend.after": Point("slow", losses=CRON_EXTEND[1].losses),
+    "cron.resign.before": Point(at_end=True, losses=CRON_RESIGN[0].losses),
+    "cron.resign.after": Point(at_end=True, losses=CRON_RESIGN[1].losses),
+}
+"""No minute has two runs, and the schedule goes on."""
+
 MIGRATION = {
     "migrate.preflight.after": Point(),
     "migrate.step.before": Point(

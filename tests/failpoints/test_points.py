@@ -10,9 +10,9 @@ import pytest
 
 from postroom import failpoints
 from postroom.failpoints import POINTS, FailpointReached, arm, reach
-from tests.failpoints.table import EMAIL, MIGRATION, QUEUE_DOOR, SEND_DOOR, WEBHOOK, WEBHOOK_DOOR
+from tests.failpoints.table import EMAIL, MIGRATION, QUEUE_DOOR, SCHEDULER, SEND_DOOR, WEBHOOK, WEBHOOK_DOOR
 
-TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, MIGRATION)
+TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, SCHEDULER, MIGRATION)
 SOURCE = Path(__file__).parents[2] / "src" / "postroom"
 
 

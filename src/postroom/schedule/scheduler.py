@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable, PostroomError
+from postroom.failpoints import reach
 from postroom.schedule.job import Job, JobRow, Run
 from postroom.schedule.store import CronStore, Standing
 from postroom.schedule.times import latest_due
@@ -35,6 +36,7 @@ NOBODY_S = 10.0
 
 RECORD_S_MAX = 60.0
 RECORD_ENDING_S_MAX = 5.0
+RECORD_AGAIN_S_MAX = 5.0
 MESSAGE_MAX = 1_000
 
 _log = log.get_logger()
@@ -110,16 +112,25 @@ class Scheduler:
             DatabaseUnavailable: Nothing more was begun.
         """
         if not self._can_run:
+            reach("cron.offer.before")
             await self._store.offer(self._jobs)
+            reach("cron.offer.after")
             self._can_run = frozenset({*self._jobs, f"sql:{await self._store.user()}"})
+        reach("cron.lead.before")
         standing = await self._store.lead(
             self.id, socket.gethostname(), os.getpid(), self._version, self._can_run, now
         )
+        reach("cron.lead.after")
         self._tell(standing)
         if self._runs:
+            reach("cron.extend.before")
             await self._store.extend(self.id, list(self._runs), now)
+            reach("cron.extend.after")
         if standing.leads:
-            for runid, job in await self._store.fail_dead(now):
+            reach("cron.give_up.before")
+            given_up = await self._store.fail_dead(now)
+            reach("cron.give_up.after")
+            for runid, job in given_up:
                 _log.warning("cron.given_up", job=job, run=runid)
         if standing.leads or not self._can_run <= standing.can_run:
             for row in await self._store.jobs():
@@ -140,7 +151,10 @@ class Scheduler:
         due = self._due(row, standing.now)
         if due is None or not (ours or self._nobody_came(due, standing)):
             return
-        if (runid := await self._store.begin(self.id, row.jobid, due, os.getpid(), now)) is None:
+        reach("cron.begin.before")
+        runid = await self._store.begin(self.id, row.jobid, due, os.getpid(), now)
+        reach("cron.begin.after")
+        if runid is None:
             return
         run = run_of(row, standing.now, self._stop)
         task = asyncio.create_task(self._run(row, runid, run, now))
@@ -178,6 +192,7 @@ class Scheduler:
     async def _run(self, row: JobRow, runid: int, run: Run, now: datetime | None) -> None:
         began = monotonic()
         try:
+            reach("cron.run.before")
             status, message = await attempt(self._work(row, run))
             took_ms = round((monotonic() - began) * 1000)
             name = row.name or str(row.jobid)
@@ -187,6 +202,9 @@ class Scheduler:
                 _log.error("cron.failed", job=name, run=runid, error=message, took_ms=took_ms)
             else:
                 _log.info("cron.succeeded", job=name, run=runid, message=message, took_ms=took_ms)
+        except Exception as error:
+            # Ours: the run is given up when its lease ends, and the job runs again.
+            _log.error("scheduler.failed", error=f"{type(error).__name__}: {error}")
         finally:
             del self._runs[runid]
 
@@ -199,19 +217,28 @@ class Scheduler:
 
     async def _record(self, runid: int, status: str, message: str, now: datetime | None) -> bool:
         ends = monotonic() + (RECORD_ENDING_S_MAX if self._stop.is_set() else RECORD_S_MAX)
+        again_s = 0.5
         while True:
             try:
-                return await self._store.end(self.id, runid, status, message, now)
-            except DatabaseUnavailable:
+                reach("cron.end.before")
+                is_recorded = await self._store.end(self.id, runid, status, message, now)
+                reach("cron.end.after")
+                return is_recorded
+            except Exception as error:
+                if not isinstance(error, DatabaseUnavailable):
+                    _log.error("scheduler.failed", error=f"{type(error).__name__}: {error}")
                 if monotonic() > ends:
                     return False
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(again_s)
+                again_s = min(again_s * 2, RECORD_AGAIN_S_MAX)
 
     # Ending
 
     async def _end(self) -> None:
         with suppress(Exception):
+            reach("cron.resign.before")
             await self._store.resign(self.id)
+            reach("cron.resign.after")
         ends = monotonic() + END_S_MAX
         while self._runs and monotonic() < ends:
             with suppress(Exception):
