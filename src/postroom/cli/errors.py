@@ -39,7 +39,9 @@ def _of_the_database(error: BaseException) -> str | None:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return f"database: {error}; name the tables' owner, or service_role, in POSTROOM_DATABASE_URL"
     if isinstance(error, asyncpg.PostgresError):
-        parts = (*error.args[:1], error.detail, error.hint)  # its str() has them in several lines
+        # Its str() has them in several lines. Where a constraint refuses, the detail is the whole row.
+        detail = None if isinstance(error, asyncpg.IntegrityConstraintViolationError) else error.detail
+        parts = (*error.args[:1], detail, error.hint)
         return f"database: {'; '.join(str(part) for part in parts if part)}"
     return None
 

@@ -15,7 +15,8 @@ from time import monotonic
 
 from postroom.email.message import OutgoingEmail
 from postroom.email.transports.base import Start, Transport
-from postroom.errors import TransportDown
+from postroom.email.transports.said import without_body
+from postroom.errors import SendError, TransportDown
 
 PAUSE_S_MIN = 1.0
 PAUSE_S_MAX = 60.0
@@ -87,11 +88,15 @@ class Failover:
                 on_route(transport.name)
             try:
                 reply = await transport.send(email, start)
-            except TransportDown as error:
+            except SendError as error:
+                error.text = without_body(error.text, email)
+                error.args = (error.text,)
+                if not isinstance(error, TransportDown):
+                    raise
                 self._pause(transport, error, began)
             else:
                 self._resume(transport, began)
-                return reply
+                return without_body(reply, email)
         raise self._all_down()
 
     async def close(self) -> None:
