@@ -66,3 +66,23 @@ def test_a_key_that_is_none_is_told_which_there_are(cli: Cli, arguments: tuple[s
     answer = cli("settings", *arguments)
     assert answer.code == 2
     assert answer.error.count("email.limit.global") == 1
+
+
+def test_a_further_limit_is_there_once_it_is_set(cli: Cli) -> None:
+    """set, list and get know it, in whatever case; off forgets it."""
+    key = "email.limit.domain.gmail.com"
+    assert cli.ok("settings", "get", key) == "off\n"
+    assert cli.ok("settings", "set", key, "500/1h") == f"{key} = 500/1h (was off)\n"
+    assert cli.ok("settings", "get", "email.limit.domain.GMail.com") == "500/1h\n"
+    rows = [line.split() for line in cli.ok("settings", "list").splitlines()]
+    assert rows[-1] == [key, "500/1h", "off"]
+    assert cli.ok("settings", "set", key, "OFF") == f"{key} = off (was 500/1h)\n"
+    assert cli("settings", "list", "--json").json == DEFAULTS
+
+
+def test_a_further_limit_that_cannot_be_is_told_the_forms(cli: Cli) -> None:
+    """A typing error makes no limit that holds for nothing."""
+    for key in ("email.limit.transport.resnd", "email.limit.sender.shop", "email.limit.domain.a@b.example"):
+        answer = cli("settings", "set", key, "1/1s")
+        assert answer.code == 2
+        assert "email.limit.domain.DOMAIN" in answer.error

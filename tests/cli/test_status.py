@@ -47,6 +47,21 @@ def test_json_has_the_same_for_programs(cli: Cli, db: Db) -> None:
     assert found["limits"][0]["amount"] == 100
 
 
+def test_it_shows_further_limits_and_who_waits_for_them(cli: Cli, db: Db) -> None:
+    """Beside the global one: what is used of each, and how many mails wait for it."""
+    db.execute("SELECT postroom.set_setting('email.limit.domain.gmail.com', '2/1h')")
+    db.execute("SELECT increment_rate_limit('email:domain:gmail.com', 2, 2)")
+    db.execute(
+        """
+        INSERT INTO email_queue (to_email, subject, html, due_at, waits_for)
+        VALUES ('ada@gmail.com', 's', 'h', now() + interval '1h', 'limit:email:domain:gmail.com')
+        """
+    )
+    lines = [" ".join(line.split()) for line in cli.ok("status").splitlines()]
+    assert any(line.startswith("email:domain:gmail.com: 2 of 2 used (2/1h), the next slot") for line in lines)
+    assert "1 for the limit email:domain:gmail.com" in lines
+
+
 def test_a_database_that_is_not_migrated_is_told_so(
     bare_cli: Cli, empty_database_url: str, monkeypatch: Any
 ) -> None:

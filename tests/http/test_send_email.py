@@ -136,13 +136,21 @@ async def test_a_reached_limit_is_429_and_leaves_no_row(served: Served) -> None:
     assert (await served.send(to="bob@example.com")).status_code == 200
 
 
-@pytest.mark.parametrize("key", ["email.limit.global", "email.limit.recipient"])
+@pytest.mark.parametrize(
+    "key",
+    ["global", "recipient", "domain.example.com", "type.receipt", "sender.a@b.example", "transport.smtp"],
+)
 async def test_many_direct_emails_at_once_keep_the_limit(served: Served, key: str) -> None:
     """20 at once against a limit of 10: ten go out, ten are told to come again, no other row stays."""
-    await served.set(key, "10/60s")
-    answers = await asyncio.gather(*(served.send() for _ in range(20)))
+    served.recorder.name = "smtp://mail.example:587"
+    await served.set("email.limit.recipient", "off")
+    await served.set(f"email.limit.{key}", "10/60s")
+    mail = {"from": "A <a@b.example>", "email_type": "receipt"}
+    answers = await asyncio.gather(*(served.send(**mail) for _ in range(20)))
     assert Counter(answer.status_code for answer in answers) == {200: 10, 429: 10}
     assert all(1 <= int(each.headers["retry-after"]) <= 62 for each in answers if each.status_code == 429)
+    said = {answer.json()["error"].split(" is ")[0] for answer in answers if answer.status_code == 429}
+    assert all(each.startswith(f"the limit email:{key.split('.')[0]}") for each in said)
     assert len(served.recorder.handed_over) == 10
     assert Counter(row["status"] for row in await served.rows()) == {"sent": 10}
 

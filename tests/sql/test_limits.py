@@ -99,6 +99,16 @@ async def test_what_is_refused_consumes_nothing(sql: Session, key: str) -> None:
     assert await take(sql, key, 1, 0) > 0
 
 
+@pytest.mark.parametrize("key", ["own", "email:global"])
+async def test_a_refusal_that_no_count_could_tell_is_an_error(sql: Session, key: str) -> None:
+    """No integer is above 2147483647: who asks with that as his limit must not take a refusal for a slot."""
+    await sql.set("email.limit.global", "3/60s")
+    assert await take(sql, key, 3, 2147483647) == 3
+    with pytest.raises(asyncpg.InvalidParameterValueError, match=f"the limit {key} is reached"):
+        await take(sql, key, 2147483647, 2147483647)
+    assert await counter(sql, key) == 3
+
+
 async def test_nonsense_is_refused(sql: Session) -> None:
     """NULL and negative numbers: a counter never goes down."""
     for arguments in (("k", -1, 5), ("k", 1, -5), (None, 1, 5), ("k", None, 5), ("k", 1, None)):
@@ -391,6 +401,27 @@ async def test_cleanup_forgets_windows_that_have_ended_and_no_other(sql: Session
     await sql.execute("SELECT cleanup_rate_limit_counters()")
     left = await sql.fetchval("SELECT array_agg(key) FROM rate_limit_counters")
     assert set(left) == {"own:open", "email:recipient:open@example.com", ADA}
+
+
+async def test_books_that_have_ended_are_forgotten_in_steps(sql: Session) -> None:
+    """Those of the engine alone, a bounded number of keys a step; what counts or has a line stays."""
+    await sql.set("email.limit.recipient", "1/60s")
+    await take(sql, "own:ended", 1, 5)
+    await sql.insert_many(["ada@example.com"] * 2)
+    await begun_and_waiting(await sql.worker())
+    await sql.execute(
+        "SELECT increment_rate_limit('email:domain:d' || n, 1, 5) FROM generate_series(1, 25) AS n"
+    )
+    await sql.execute("UPDATE rate_limit_counters SET window_end = now() - interval '1s'")
+    await take(sql, "email:domain:d7", 1, 5)
+    steps = 0
+    after: str | None = ""
+    while after is not None:
+        after = await sql.fetchval("SELECT postroom.forget_ended_books($1, 10)", after)
+        steps += 1
+    assert steps == 3
+    left = await sql.fetchval("SELECT array_agg(key ORDER BY key) FROM rate_limit_counters")
+    assert left == ["email:domain:d7", ADA, "own:ended"]
 
 
 async def test_cleanup_waits_for_nobody(connect: Connect, sql: Session) -> None:

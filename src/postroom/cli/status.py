@@ -78,7 +78,13 @@ def _print_waiting(name: str, queue: QueueStatus) -> None:
     for reason, count in queue.waiting.items():
         due = reason == "due" and queue.oldest_due_s is not None
         since = f", the oldest for {duration(queue.oldest_due_s or 0)}" if due else ""
-        print_text(f"{count:,} {_WAITS.get(reason, reason)}{since}")
+        print_text(f"{count:,} {_waits(reason)}{since}")
+
+
+def _waits(reason: str) -> str:
+    if reason.startswith("limit:") and reason not in _WAITS:
+        return f"for the limit {reason.removeprefix('limit:')}"
+    return _WAITS.get(reason, reason)
 
 
 def _print_workers(found: Status) -> None:

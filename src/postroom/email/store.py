@@ -19,6 +19,15 @@ from postroom.queue.claim import Begun, Claim, Settled, Settlement
 START_GOOD_S = 0.25
 """A slot of a limit is good for 250 ms: then the mail's transaction has begun, or it is taken anew."""
 
+BOOKS_A_LOOK = 5_000
+"""
+So many limiter's books are looked at in a second, to forget those that have ended: a worker that sends 3,000
+mails a second to ever new recipients makes no more of them. A look at 5,000 takes about 5 ms.
+"""
+
+BOOKS_AGAIN_S = 10.0
+"""The wait after the last book, before the first one is looked at again."""
+
 HELD_COUNT_MAX = 100_000
 """Waiting rows beyond this many are not counted."""
 
@@ -50,6 +59,8 @@ class EmailStore:
     def __init__(self, database: Database, *, sender: str | None = None) -> None:
         self._database = database
         self.sender = sender
+        self._book: str | None = ""
+        self._books_looked_at = 0.0
 
     async def claim(
         self, worker: UUID, limit: int, before: datetime | None, beyond: int
@@ -205,10 +216,23 @@ class EmailStore:
         return seconds
 
     async def tend(self) -> None:
-        """Plan anew what waits for a limit that was changed; write outcomes that a row had refused."""
+        """
+        Plan anew what waits for a limit that was changed; write outcomes that a row had refused; forget books
+        of limits in which nothing counts any more.
+        """
         while await self._database.fetchval("SELECT postroom.replan_limited_emails(1000)"):
             pass
         await self._database.execute("SELECT postroom.settle_refused_emails()")
+        await self._forget_ended_books()
+
+    async def _forget_ended_books(self) -> None:
+        if self._book is None:
+            if monotonic() < self._books_looked_at + BOOKS_AGAIN_S:
+                return
+            self._book = ""
+        query = "SELECT postroom.forget_ended_books($1, $2)"
+        self._book = await self._database.fetchval(query, self._book, BOOKS_A_LOOK)
+        self._books_looked_at = monotonic()
 
     async def publish_pause(
         self, name: str, pause_s: float | None, reason: str | None, failures: int

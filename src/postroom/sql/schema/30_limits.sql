@@ -749,6 +749,42 @@ BEGIN
 END;
 $$;
 
+-- forget_ended_books: looks at up to p_limit keys of the engine behind p_after, in their order, and deletes the books
+-- of which nothing counts any more. Returns the last key that it looked at; NULL at the end.
+--
+-- A walk by the primary key: an index on the ends of windows would cost each slot that is taken an entry.
+CREATE OR REPLACE FUNCTION postroom.forget_ended_books(p_after text, p_limit integer)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_keys text[];
+BEGIN
+    SELECT array_agg(book.key ORDER BY book.key)
+    INTO v_keys
+    FROM (
+        SELECT counter.key FROM public.rate_limit_counters AS counter
+        WHERE counter.key > p_after
+        ORDER BY counter.key
+        LIMIT p_limit
+    ) AS book;
+    DELETE FROM public.rate_limit_counters
+    WHERE rate_limit_counters.key = ANY (ARRAY(
+        SELECT ended.key
+        FROM public.rate_limit_counters AS ended
+        WHERE ended.key = ANY (v_keys)
+            AND ended.taken_at IS NOT NULL
+            AND ended.window_end < clock_timestamp()
+            -- A line in which nobody has moved for an hour was discarded.
+            AND (ended.planned <= ended.taken_total OR ended.window_end < clock_timestamp() - interval '1 hour')
+        FOR UPDATE SKIP LOCKED
+    ));
+    RETURN CASE WHEN cardinality(v_keys) = p_limit THEN v_keys[p_limit] END;
+END;
+$$;
+
 -- replan_limited_emails: rows that were planned under a limit that has changed since become due at once,
 -- up to p_limit of them; they are planned anew if they must wait. Returns how many.
 CREATE OR REPLACE FUNCTION postroom.replan_limited_emails(p_limit integer)

@@ -208,7 +208,8 @@ COMMENT ON FUNCTION public.mark_webhook_failed(uuid, text)
 IS 'postroom: settles an attempt of an old caller as failed: pending with the next delay, or dead_letter';
 
 -- A count above p_limit means refused, and then nothing was consumed. Keys of the engine (email:*) are booked
--- in its own books, under the lower of p_limit and the setting; other keys have windows of 60 s.
+-- in its own books, under the lower of p_limit and the setting; other keys have windows of 60 s. A refusal that no
+-- integer could tell is an error: who reads it as a count would go on.
 CREATE OR REPLACE FUNCTION public.increment_rate_limit(p_key text, p_increment integer, p_limit integer)
 RETURNS TABLE (count integer)
 LANGUAGE plpgsql
@@ -235,6 +236,14 @@ BEGIN
         FROM public.rate_limit_counters AS counter
         WHERE counter.key = v_key;
         IF v_used::bigint + p_increment > LEAST(p_limit, COALESCE(v_rule.amount, p_limit)) THEN
+            IF p_limit = 2147483647 THEN
+                RAISE EXCEPTION USING
+                    ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = format(
+                        'increment_rate_limit: the limit %s is reached, and no count is above p_limit; '
+                        'give a p_limit below 2147483647', v_key
+                    );
+            END IF;
             count := LEAST(GREATEST(v_used::bigint + p_increment, p_limit::bigint + 1), 2147483647);
         ELSE
             count := v_used + p_increment;
@@ -262,6 +271,14 @@ BEGIN
     END LOOP;
 
     IF v_used::bigint + p_increment > p_limit THEN
+        IF p_limit = 2147483647 THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format(
+                    'increment_rate_limit: the limit %s is reached, and no count is above p_limit; '
+                    'give a p_limit below 2147483647', v_key
+                );
+        END IF;
         count := LEAST(v_used::bigint + p_increment, 2147483647);
         RETURN NEXT;
         RETURN;
