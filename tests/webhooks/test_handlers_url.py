@@ -124,6 +124,17 @@ async def test_a_secret_signs_by_standard_webhooks(database_url: str, shop: Shop
         standardwebhooks.Webhook(SIGNING_SECRET).verify(body, found)
 
 
+async def test_the_fields_of_an_event_by_get_are_in_the_handlers_address(
+    database_url: str, shop: Shop
+) -> None:
+    """They are all there is of it: Twilio's body is empty then."""
+    async with open_workshop(database_url, handler(shop)) as workshop:
+        await workshop.keep(body=b"", method="GET", query="a=1&b=%20")
+        await workshop.run()
+    (path, _, body) = shop.requests[0]
+    assert (path, body) == ("/hooks?a=%2F&a=1&b=%20", b"")
+
+
 async def test_410_is_a_dead_letter_at_once(database_url: str, shop: Shop) -> None:
     """The handler wants it never again; what it says is told."""
     shop.answers = [web.Response(status=410, text="gone\nfor good")]

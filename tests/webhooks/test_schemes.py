@@ -190,6 +190,42 @@ def test_mailguns_older_forms_hold_too() -> None:
     assert (verified.event_id, verified.event_type) == (None, "opened")
 
 
+def test_mailguns_forms_in_parts_hold_too() -> None:
+    """A route sends them where the e-mail has files; a file stands there by its name."""
+    at = str(int(AT_S))
+    fields = {
+        "timestamp": at,
+        "token": "tok",
+        "event": "stored",
+        "subject": "Zoë",
+        "body-plain": "a\r\n\r\nb",
+    }
+    fields["signature"] = hmac.new(b"key", f"{at}tok".encode(), hashlib.sha256).hexdigest()
+    parts = [
+        f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}' for name, value in fields.items()
+    ]
+    file = b'Content-Disposition: form-data; name="attachment-1"; filename="a.bin"\r\n\r\n\xff--x\r\n'
+    body = b"".join(b"--x y\r\n" + part + b"\r\n" for part in [*(part.encode() for part in parts), file])
+    headers = Headers([("Content-Type", 'multipart/form-data; boundary="x y"')])
+    request = WebhookRequest("POST", URL, headers, body + b"--x y--\r\n")
+    verified = SCHEMES["mailgun"].verify(request, ["key"], AT_S)
+    assert verified.event_type == "stored"
+    assert dict(request.form) == {**fields, "attachment-1": "a.bin"}
+
+
+def test_twilio_takes_events_by_get() -> None:
+    """The signature is of the address, in which the fields are."""
+    one = sample("twilio")
+    url = f"{URL}&MessageStatus=delivered&Body=Zo%C3%AB"
+    posted = as_received(signed("twilio", b"", one.signs, url=url, event_id="1"))
+    got = WebhookRequest("GET", url, posted.headers, b"")
+    assert "GET" in one.scheme.methods
+    assert one.source.verify(got, AT_S).event_type == "delivered"
+    assert dict(got.form)["Body"] == "Zoë"
+    assert refusal(one.source, got.with_url(f"{url}x")) == SignatureReason.MISMATCH
+    assert refusal(one.source, got.with_body(b"MessageStatus=failed")) == SignatureReason.MISMATCH
+
+
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha384", "sha512"])
 @pytest.mark.parametrize("encoding", ["hex", "base64"])
 @pytest.mark.parametrize("prefix", ["", "sha256=", "v1:"])
@@ -290,6 +326,23 @@ def test_zooms_validation_signs_no_event_for_a_stranger() -> None:
         sample("zoom"), {"event": "endpoint.url_validation", "payload": {"plainToken": "v0:1700000000:{}"}}
     )
     assert answer == Answer(400)
+
+
+def test_lines_trial_without_events_is_answered() -> None:
+    """And nothing of it is stored."""
+    one = sample("line")
+    assert answer_to(one, {"destination": "U1", "events": []}) == Answer(200)
+
+
+def test_a_bare_get_of_none_is_a_probe() -> None:
+    """As Mailchimp makes one; with fields it is an event."""
+    probe, event = (
+        WebhookRequest("GET", url, Headers(), b"") for url in ("https://a.b/x", "https://a.b/x?id=1")
+    )
+    source = Source("open", SCHEMES["none"])
+    assert source.greet(probe) == Answer(200)
+    assert source.greet(event) is None
+    assert source.verify(event, AT_S).event_id == "1"
 
 
 def test_discords_pings_are_answered_and_forgeries_get_401() -> None:

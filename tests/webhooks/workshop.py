@@ -41,14 +41,15 @@ class Workshop:
         headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),),
         lane: str | None = None,
         lane_place: str | None = None,
+        method: str = "POST",
+        query: str = "",
     ) -> UUID:
         """Store an event as the door does."""
         if body is None:
             body = orjson.dumps({"id": event_id, "type": event_type})
-        request = WebhookRequest("POST", "https://shop.example/webhooks/stripe", Headers(headers), body)
-        event = IncomingEvent(
-            uuid4(), source, event_id, event_type, request, f"/webhooks/{source}", lane, lane_place, True
-        )
+        target = f"/webhooks/{source}{query and f'?{query}'}"
+        request = WebhookRequest(method, f"https://shop.example{target}", Headers(headers), body)
+        event = IncomingEvent(uuid4(), source, event_id, event_type, request, target, lane, lane_place, True)
         await self.room.webhooks.keep([event])
         return event.id
 

@@ -102,6 +102,7 @@ class Event:
         body: The bytes as they came.
         headers: Name to value, in any case.
         attempt: 1 at the first.
+        method, target: How the provider called, and which path and query; empty in rows of old callers.
     """
 
     id: UUID
@@ -113,6 +114,8 @@ class Event:
     headers: Headers
     received_at: datetime | None
     attempt: int = 1
+    method: str = ""
+    target: str = ""
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Event:
@@ -134,6 +137,8 @@ class Event:
             headers=Headers((name, value) for name, value in fields),
             received_at=row["created_at"],
             attempt=row["attempts"] + 1,
+            method=row["method"] or "",
+            target=row["target"] or "",
         )
 
 

@@ -7,6 +7,7 @@ Whatever bytes a stranger puts into it, none of its parts raises: what cannot be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,8 +18,13 @@ import orjson
 
 FORM_FIELDS_MAX = 1_000
 
+_BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
+_PART_NAME = re.compile(rb'content-disposition:\s*form-data;[^\r\n]*?\bname="([^"\r\n]*)"', re.IGNORECASE)
+_PART_FILE = re.compile(rb'content-disposition:[^\r\n]*;\s*filename\*?="?([^"\r\n]*)', re.IGNORECASE)
+
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -101,8 +107,21 @@ class WebhookRequest:
 
     @cached_property
     def form(self) -> tuple[tuple[str, str], ...]:
-        """The fields of a form; empty where the body is none."""
+        """
+        The fields of a form, of whichever kind; those of the address where the request came by GET.
+
+        Empty where there is none. A file stands there by its name.
+        """
+        if self.method == "GET" and not self.body:
+            return self.query
+        if self.is_multipart:
+            return _parts(self.body, self.headers.first("content-type") or "")
         return _pairs(self.body.decode("utf-8", "surrogateescape"))
+
+    @property
+    def is_multipart(self) -> bool:
+        """Whether the body is a form in parts, as it is with files."""
+        return (self.headers.first("content-type") or "").lower().startswith(MULTIPART)
 
     @cached_property
     def query(self) -> tuple[tuple[str, str], ...]:
@@ -165,6 +184,22 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
         )
     except ValueError:
         return ()
+    return tuple(found)
+
+
+def _parts(body: bytes, content_type: str) -> tuple[tuple[str, str], ...]:
+    """The fields of multipart/form-data, which is RFC 7578."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return ()
+    line = b"\r\n--" + (boundary[1] or boundary[2]).encode("latin-1")
+    found = []
+    for part in (b"\r\n" + body).split(line, FORM_FIELDS_MAX + 1)[1 : FORM_FIELDS_MAX + 1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        name, file = (pattern.search(head) for pattern in (_PART_NAME, _PART_FILE))
+        if name is not None:
+            value = content if file is None else file[1]
+            found.append((name[1].decode(errors="replace"), value.decode("utf-8", "surrogateescape")))
     return tuple(found)
 
 

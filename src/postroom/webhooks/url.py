@@ -64,7 +64,7 @@ class UrlRunner:
         assert handler.url is not None
         try:
             async with self._session(handler.allow_private).post(
-                URL(handler.url, encoded=True),
+                _address(handler.url, event),
                 data=event.body,
                 headers=_headers(handler, event),
                 skip_auto_headers=("Content-Type", "Accept", "Accept-Encoding"),
@@ -166,6 +166,12 @@ def is_private(address: str) -> bool:
         elif ip in _NAT64:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.is_multicast or not ip.is_global
+
+
+def _address(url: str, event: Event) -> URL:
+    """The handler's; where the event came by GET, with the fields that it came with."""
+    fields = event.target.partition("?")[2] if event.method == "GET" else ""
+    return URL(f"{url}{'&' if '?' in url else '?'}{fields}" if fields else url, encoded=True)
 
 
 def _headers(handler: Handler, event: Event) -> CIMultiDict[str]:

@@ -5,7 +5,8 @@ Providers that sign the address that they called: POSTROOM_PUBLIC_URL must be th
   Source: https://developer.squareup.com/docs/webhooks/step3validate
 - twilio: `X-Twilio-Signature`, the base64 HMAC-SHA1 of the address and the form's fields, sorted and
   glued together; a JSON body is signed by its SHA-256 in the address' query, `bodySHA256`. A SharedKey
-  signs with HMAC-SHA256, which X-Twilio-Webhooks-Signature-Settings says. Whether the address has its
+  signs with HMAC-SHA256, which X-Twilio-Webhooks-Signature-Settings says. Where an event comes by GET
+  its fields are in the address. Whether the address has its
   port varies, so both count, as in Twilio's own libraries. No time; I-Twilio-Idempotency-Token is
   the same at each try. The answer is empty TwiML: of any other, Twilio logs an error.
   Source: https://www.twilio.com/docs/usage/webhooks/webhooks-security
@@ -95,6 +96,7 @@ class Twilio(HmacScheme):
     signature_headers = (header,)
     signs_url = True
     content_type = FORM
+    methods = ("POST", "GET")
     event_id = (Header("I-Twilio-Idempotency-Token"),)
     event_type = (Body("EventType"), Body("MessageStatus"), Body("SmsStatus"), Body("CallStatus"))
 
@@ -142,7 +144,9 @@ def _signed_fields(request: WebhookRequest) -> bytes:
                 SignatureReason.MISMATCH, "the address' bodySHA256 is the digest of another body"
             )
         return b""
-    if request.body and not request.form:
+    if request.method == "GET" and not request.body:
+        return b""  # the fields are in the address
+    if request.body and (request.is_multipart or not request.form):
         raise SignatureError(
             SignatureReason.BODY_MALFORMED, "the body is no form, and the address has no bodySHA256 of it"
         )

@@ -1,9 +1,11 @@
 """
 Providers whose signature is in the body, and of a part of it only.
 
-- mailgun: `signature.signature` is the hex HMAC-SHA256 of `timestamp` and `token` beside it; in the
-  forms of older webhooks the three are fields. The event itself is not signed: HTTPS must keep it.
-  Source: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks
+- mailgun: `signature.signature` is the hex HMAC-SHA256 of `timestamp` and `token` beside it. In forms, which
+  routes and older webhooks are, in parts where there are files, the three are fields. The event itself is
+  not signed: HTTPS must keep it.
+  Sources: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks,
+  https://documentation.mailgun.com/docs/mailgun/user-manual/receive-forward-store/receive-http
 - adyen: each item of a standard notification has `additionalData.hmacSignature`, the base64
   HMAC-SHA256 of eight of its fields with colons between them; newer webhooks have the header
   HmacSignature, of the whole body. The key is written in hex. No time. The answer is `[accepted]`. An item

@@ -8,7 +8,8 @@ Providers that put the HMAC-SHA256 of the body alone into one header, and no tim
 - shopify: `X-Shopify-Hmac-Sha256`, base64, by the app's client secret; a wrong one is answered 401. The
   id is X-Shopify-Webhook-Id: several topics share one X-Shopify-Event-Id.
   Source: https://shopify.dev/docs/apps/build/webhooks/verify-deliveries
-- line: `X-Line-Signature`, base64, by the channel's secret.
+- line: `X-Line-Signature`, base64, by the channel's secret. It tries an address out by a request without
+  events, which is answered 200.
   Source: https://developers.line.biz/en/docs/messaging-api/verify-webhook-signature/
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hmac
 
-from postroom.webhooks.places import Batch, Body, Digest, Header, digest_all, same_of_all, value_at
+from postroom.webhooks.places import Batch, Body, Digest, Header, digest_all, same_of_all, step_into, value_at
 from postroom.webhooks.request import TEXT, Answer, WebhookRequest
 from postroom.webhooks.schemes.base import Claim, HmacScheme, base64, one_header, without_prefix
 
@@ -105,3 +106,6 @@ class Line(OfBody):
     encoding = "base64"
     event_id = (Batch("events", value_at("webhookEventId"), digest_all),)
     event_type = (Batch("events", value_at("type"), same_of_all),)
+
+    def handshake(self, request: WebhookRequest, secret: str) -> Answer | None:  # noqa: ARG002
+        return Answer(200) if step_into(request.json, "events") == [] else None

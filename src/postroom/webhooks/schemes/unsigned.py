@@ -4,7 +4,8 @@ Sources that sign nothing.
 - postmark: HTTP basic authentication, `user:password` as in the webhook's address. Postmark gives up
   at 403, so a wrong one is answered 401. No id that is the event's alone: its body's digest is.
   Source: https://postmarkapp.com/developer/webhooks/webhooks-overview#protecting-your-webhook
-- none: anybody may send events. A source has it only where it is written out.
+- none: anybody may send events, by GET too, whose fields are in the address. A GET without any is a
+  probe, such as Mailchimp's. A source has it only where it is written out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hmac
 
 from postroom.errors import ConfigError, SignatureError, SignatureReason
 from postroom.webhooks.places import Body, Digest, Header
-from postroom.webhooks.request import WebhookRequest
+from postroom.webhooks.request import Answer, WebhookRequest
 from postroom.webhooks.schemes.base import Claim, Scheme, base64, decode_base64, one_header
 
 
@@ -56,8 +57,13 @@ class NoScheme(Scheme):
     document = "nobody signs"
     key_form = "none: it takes no secret"
     needs_secret = False
+    methods = ("POST", "GET")
     event_id = (Header("webhook-id"), Body("id"))
     event_type = (Body("type"),)
+
+    def greet(self, request: WebhookRequest, verify_token: str | None) -> Answer | None:
+        is_probe = request.method == "GET" and not request.body and not request.form
+        return Answer(200) if is_probe else super().greet(request, verify_token)
 
     def read(self, request: WebhookRequest) -> Claim:  # noqa: ARG002
         return Claim((), ())
