@@ -41,7 +41,7 @@ chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and double
 	$(if $(SABOTAGE),,$(BIN)/pytest -m chaos -n $(TEST_PROCESSES) --dist worksteal --timeout 1200 --session-timeout 1200)
 	$(BIN)/python -m tests.chaos $(if $(SABOTAGE),--sabotage) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
-demo: $(SETUP) ## send mails on a throw-away database, break a worker, print what became of each
+demo: $(SETUP) ## send mails and webhooks on a throw-away database, break workers, print what became of each
 	@exec $(BIN)/python examples/demo.py
 
 fmt: $(SETUP) ## format the code

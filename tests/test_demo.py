@@ -25,6 +25,8 @@ def test_the_demo_ends_as_promised_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for row in ("by a plain INSERT", "to no such user (550)", "4 alerts to one person", "12 newsletters"):
-        assert row in done.stdout.split("What became of each")[1]
+        assert row in done.stdout.split("What became of each e-mail")[1]
+    for row in ("one with another secret", "one that nobody wants", "24 checkouts, kill -9"):
+        assert row in done.stdout.split("What became of each event")[1]
     assert "All as promised" in done.stdout
     assert set(Path("/tmp").glob("postroom-demo-*")) <= before
