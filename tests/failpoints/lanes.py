@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from uuid import UUID
 
 import asyncpg
 
@@ -119,18 +119,18 @@ class Lane:
 
         await until(is_quiet)
 
-    async def begun(self, table: str) -> set[Any]:
-        """The rows whose attempt has begun by the marks, of a lease that holds."""
+    async def begun(self, table: str) -> set[tuple[UUID, int]]:
+        """The rows whose attempt has begun by the marks and is not settled, with the number of its lease."""
         rows = await self.db.fetch(
             f"""
-            SELECT queued.id
+            SELECT queued.id, queued.lease_no
             FROM {table} AS queued
             JOIN postroom.workers AS worker ON worker.id = queued.leased_by
             CROSS JOIN unnest(worker.begun, worker.begun_lease_nos) AS mark (id, lease_no)
             WHERE queued.status = 'processing' AND mark.id = queued.id AND mark.lease_no = queued.lease_no
             """
         )
-        return {row["id"] for row in rows}
+        return {(row["id"], row["lease_no"]) for row in rows}
 
     async def end_leases(self, table: str) -> None:
         """The leases of the dead end now; who stands still must wait: its own clock goes on."""

@@ -128,14 +128,14 @@ class Emails:
     def environment(self) -> dict[str, str]:
         return {**self.ledger.environment, "POSTROOM_FROM": "shop@example.com"}
 
-    async def queue(self) -> None:
+    async def queue(self, count: int = MAILS) -> None:
         """Fill the queue."""
         await self.lane.db.execute(
             """
             INSERT INTO email_queue (to_email, subject, html)
             SELECT 'u' || n || '@example.com', 'subject ' || n, '<p>Hi</p>' FROM generate_series(1, $1) AS n
             """,
-            MAILS,
+            count,
         )
 
     async def look(self) -> None:
@@ -361,7 +361,7 @@ async def break_worker(bench: Bench, table: Mapping[str, Point], case: Case) -> 
         victim = lane.start(work.arguments, work.environment, victim=True)
         await _broken(lane, work, victim)
         await lane.quiet(gone=False)
-        blamed, free = await lane.begun(work.table), set[UUID]()
+        blamed, free = {row_id for row_id, _ in await lane.begun(work.table)}, set[UUID]()
         await work.look()
         if case.fault == "kill":
             await lane.end_leases(work.table)
@@ -375,7 +375,7 @@ async def break_worker(bench: Bench, table: Mapping[str, Point], case: Case) -> 
 async def _broken(lane: Lane, work: Emails | Events, victim: Program) -> None:
     """Wait until the victim has met its fault."""
     if work.point.at_end:
-        await until(lambda: _is_settled(lane, work))
+        await until(lambda: is_settled(lane, work))
         victim.signal(signal.SIGTERM)
     if isinstance(work, Emails) and isinstance(lane.case.fault, Loss) and lane.rule is None:
         return  # the other side does it
@@ -411,8 +411,8 @@ async def _taken_over_while_it_hangs(lane: Lane, work: Emails | Events, victim: 
     await until(is_nothing_left)
     locked = {row["id"] for row in await lane.db.fetch(unsettled)}
     victim.signal(signal.SIGCONT)
-    await until(lambda: _is_settled(lane, work))
-    await _end(lane, rescuer)
+    await until(lambda: is_settled(lane, work))
+    await end(lane, rescuer)
     return locked
 
 
@@ -427,22 +427,23 @@ async def _finished(lane: Lane, work: Emails | Events, victim: Program) -> None:
         code = await lane.ended(victim)
         assert code == (-9 if fault == "kill" else 1), victim.log[-2000:]
         last = lane.start(work.arguments, work.environment, victim=False)
-    await until(lambda: last.code is not None or _is_settled(lane, work))
+    await until(lambda: last.code is not None or is_settled(lane, work))
     if work.point.at_end and not dies:
         assert await lane.ended(victim) == 0, victim.log[-2000:]
     else:
         assert last.code is None, f"it ended by itself: {last.log[-2000:]}"
-        await _end(lane, last)
+        await end(lane, last)
 
 
-async def _end(lane: Lane, program: Program) -> None:
+async def end(lane: Lane, program: Program) -> None:
     """Tell a worker to end, and see that it does so well."""
     await until(lambda: "worker.started" in program.log or program.code is not None)
     program.signal(signal.SIGTERM)
     assert await lane.ended(program) == 0, program.log[-2000:]
 
 
-async def _is_settled(lane: Lane, work: Emails | Events) -> bool:
+async def is_settled(lane: Lane, work: Emails | Events) -> bool:
+    """Whether no row is pending or in flight."""
     count: int = await lane.db.fetchval(
         f"SELECT count(*) FROM {work.table} WHERE status IN ('pending', 'processing')"
     )
