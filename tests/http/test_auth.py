@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -153,6 +154,53 @@ async def test_a_key_that_was_good_stays_good_while_the_database_is_away(
         assert await keyring._is_stored(b"known")
         with pytest.raises(DatabaseUnavailable):
             await keyring._is_stored(b"other")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to leave a file as somebody else")
+def test_a_local_key_that_somebody_else_has_left_there_opens_nothing(data_dir: Path) -> None:
+    """In a folder that others may write to: a file or a link of theirs, whatever it leads to."""
+    data_dir.mkdir(mode=0o755)
+    target, path = data_dir / "known", data_dir / "service-key"
+    target.write_text("a key that somebody knows")
+    target.chmod(0o644)
+    refused = f"{path} belongs to user 65534, who knows the key"
+    path.write_text("a key that somebody knows")
+    os.chown(path, 65534, 65534)
+    assert _as_user(1000, path.parent) == refused
+    path.unlink()
+    path.symlink_to(target)
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+    assert _as_user(1000, path.parent) == refused
+    assert _as_user(65534, path.parent) == "a key that somebody knows"
+
+
+def _as_user(uid: int, folder: Path) -> str:
+    """What a process of that user takes for its key, or why it takes none."""
+    read_end, write_end = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setuid(uid)
+            said = local_service_key(folder)
+        except BaseException as error:
+            said = str(error).partition(":")[0]
+        os.write(write_end, said.encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_local_key_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    """The file 0600, and a folder that is made for it closed to others."""
+    before = os.umask(0)
+    try:
+        local_service_key(tmp_path / "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "service-key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "new").stat().st_mode & 0o066 == 0
 
 
 async def test_the_embedded_database_has_a_key_in_its_folder(data_dir: Path) -> None:

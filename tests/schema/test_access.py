@@ -106,6 +106,9 @@ def assert_access_is_as_promised(world: World) -> None:
     world.run("INSERT INTO webhook_retry_queue (webhook_type, payload) VALUES ('stripe', '{}')")
     world.run("INSERT INTO rate_limit_counters (key) VALUES ('a key')")
     wrong = []
+    with psycopg.connect(world.url()) as connection:
+        # What is new has no line in MAY yet.
+        assert {row[0] for row in connection.execute(RELATIONS_IN_PUBLIC)} == set(TABLES)
     for role, may in MAY.items():
         with world.as_role(role, ADA) as connection:
             done = {cell for cell in EVERYTHING if works(connection, *cell)}
@@ -140,10 +143,21 @@ def works(connection: psycopg.Connection, table: str, command: str) -> bool:
         return False
 
 
-OUR_FUNCTIONS: LiteralString = """
+RELATIONS_IN_PUBLIC: LiteralString = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('i', 'I', 'c')
+"""
+
+# Every schema that is neither PostgreSQL's nor the application's, so that one that is made later is in it.
+OUR_SCHEMAS: LiteralString = """
+    SELECT oid FROM pg_namespace
+    WHERE NOT starts_with(nspname, 'pg_') AND nspname NOT IN ('information_schema', 'public')
+"""
+
+OUR_FUNCTIONS: LiteralString = f"""
     SELECT proc.oid::regprocedure::text, proc.oid, proc.pronamespace
     FROM pg_proc AS proc
-    WHERE pronamespace IN ('postroom'::regnamespace, 'cron'::regnamespace)
+    WHERE pronamespace IN ({OUR_SCHEMAS})
         OR (pronamespace = 'public'::regnamespace AND obj_description(proc.oid, 'pg_proc') LIKE 'postroom:%%')
 """
 
@@ -151,26 +165,26 @@ OUR_FUNCTIONS: LiteralString = """
 def privileges_in_house(connection: psycopg.Connection, role: str) -> tuple[set[str], set[str]]:
     """What a role may do in schema postroom with tables, and which of our functions it may call."""
     tables = connection.execute(
-        """
+        f"""
         SELECT privilege || ' ' || class.oid::regclass
         FROM pg_class AS class
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
             AS privilege
-        WHERE class.relnamespace IN ('postroom'::regnamespace, 'cron'::regnamespace)
-            AND class.relkind IN ('r', 'v')
+        WHERE class.relnamespace IN ({OUR_SCHEMAS})
+            AND class.relkind IN ('r', 'p', 'v', 'm', 'f')
             AND (has_table_privilege(%(role)s, class.oid, privilege)
                 OR privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
                 AND has_any_column_privilege(%(role)s, class.oid, privilege))
         UNION ALL
-        SELECT privilege || ' on schema ' || name
-        FROM unnest(ARRAY['USAGE', 'CREATE']) AS privilege
-        CROSS JOIN unnest(ARRAY['postroom', 'cron']) AS name
-        WHERE has_schema_privilege(%(role)s, name, privilege)
+        SELECT privilege || ' on schema ' || ours.oid::regnamespace
+        FROM ({OUR_SCHEMAS}) AS ours
+        CROSS JOIN unnest(ARRAY['USAGE', 'CREATE']) AS privilege
+        WHERE has_schema_privilege(%(role)s, ours.oid, privilege)
         UNION ALL
         SELECT privilege || ' ' || class.oid::regclass
         FROM pg_class AS class
         CROSS JOIN unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS privilege
-        WHERE class.relnamespace = 'postroom'::regnamespace AND class.relkind = 'S'
+        WHERE class.relnamespace IN ({OUR_SCHEMAS}) AND class.relkind = 'S'
             AND has_sequence_privilege(%(role)s, class.oid, privilege)
         UNION ALL
         SELECT privilege || ' ' || name
@@ -442,3 +456,43 @@ async def test_the_monitoring_queries_say_what_is(world: World, user: str) -> No
         (20, "running", "Webhook Retry"),
     }
     assert (failed_emails, failed_webhooks) == ([(5,)], [(4,)])
+
+
+DEFINERS: LiteralString = f"""
+    SELECT ours.oid::regprocedure::text, proc.prorettype = 'trigger'::regtype, proc.pronargs
+    FROM ({OUR_FUNCTIONS}) AS ours (name, oid, namespace)
+    JOIN pg_proc AS proc ON proc.oid = ours.oid
+    WHERE proc.prosecdef
+"""
+
+WITHOUT_PATH: LiteralString = f"""
+    SELECT proc.proname
+    FROM ({OUR_FUNCTIONS}) AS ours (name, oid, namespace)
+    JOIN pg_proc AS proc ON proc.oid = ours.oid
+    WHERE NOT COALESCE('search_path=""' = ANY (proc.proconfig), false)
+"""
+
+# A setting of their own would keep them from being inlined into their callers, which have an empty path.
+INLINED = {
+    *("next_state", "log_attempt", "recipient_key", "book_window", "old_row_fate", "is_seen_to"),
+    *("old_lease_ended", "limit_key_of", "limit_setting_of", "limit_name"),
+}
+
+
+async def test_two_triggers_alone_are_security_definer_and_nobody_can_call_them(world: World) -> None:
+    """They take no argument, and read and write what is postroom's own; see docs/decisions/0016."""
+    await migrate(world.url())
+    with psycopg.connect(world.url()) as connection:
+        found = connection.execute(DEFINERS, {}).fetchall()
+    assert sorted(found) == [
+        ("postroom.forget_request()", True, 0),
+        ("postroom.wake_on_insert()", True, 0),
+    ]
+
+
+async def test_no_function_looks_names_up_in_its_callers_search_path(world: World) -> None:
+    """All have an empty one of their own, but those that are part of such a function."""
+    await migrate(world.url())
+    with psycopg.connect(world.url()) as connection:
+        found = {row[0] for row in connection.execute(WITHOUT_PATH, {})}
+    assert found == INLINED

@@ -12,6 +12,7 @@ from time import monotonic
 
 from starlette.requests import Request
 
+from postroom.database.embedded.home import make_data_dir
 from postroom.errors import ConfigError, DatabaseUnavailable
 from postroom.http.answers import Refused
 from postroom.http.jwt import InvalidToken, Jwts
@@ -107,13 +108,13 @@ def local_service_key(data_dir: Path) -> str:
     The key in the data folder; made once, for its owner only.
 
     Raises:
-        ConfigError: It cannot be read or written.
+        ConfigError: It cannot be read or written, or somebody else has put it there.
     """
     path = data_dir / "service-key"
     try:
         key = _read(path)
         if key is None:
-            data_dir.mkdir(parents=True, exist_ok=True)
+            make_data_dir(data_dir)
             _write_once(path, f"pr_{secrets.token_urlsafe(32)}")
             key = _read(path)
     except OSError as error:
@@ -127,7 +128,15 @@ def local_service_key(data_dir: Path) -> str:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        with path.open(encoding="utf-8") as file:
+            # In a folder that others may write to, the key could be one that they know.
+            for uid in (path.lstat().st_uid, os.fstat(file.fileno()).st_uid):
+                if uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+                    raise ConfigError(
+                        f"{path} belongs to user {uid}, who knows the key: delete it, "
+                        "or set POSTROOM_SERVICE_KEY"
+                    )
+            return file.read().strip()
     except FileNotFoundError:
         return None
 

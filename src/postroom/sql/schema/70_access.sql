@@ -233,7 +233,7 @@ BEGIN
     )
     FROM pg_catalog.pg_class AS class
     CROSS JOIN LATERAL postroom.outsiders_in(class.relacl) AS outsiders (role)
-    WHERE class.relnamespace = to_regnamespace('postroom') AND class.relkind IN ('r', 'v', 'S');
+    WHERE class.relnamespace = to_regnamespace('postroom') AND class.relkind IN ('r', 'p', 'v', 'm', 'f', 'S');
 
     -- 6. service_role: everything.
     IF to_regrole('service_role') IS NOT NULL THEN
@@ -248,7 +248,7 @@ BEGIN
                 class.oid::regclass AS name,
                 CASE class.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind
             FROM pg_catalog.pg_class AS class
-            WHERE class.relkind IN ('r', 'v', 'S')
+            WHERE class.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
                 AND (class.relnamespace = to_regnamespace('postroom') OR class.oid = ANY (v_tables))
                 AND NOT COALESCE((
                     SELECT count(*) >= CASE class.relkind WHEN 'S' THEN 3 ELSE 7 END
