@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -187,3 +188,13 @@ def test_program_keeps_its_own_structlog(capfd: pytest.CaptureFixture[str]) -> N
     log.configure("json")
     log.get_logger().info("x.y")
     assert structlog.get_config() == before
+
+
+def test_json_has_no_character_that_a_terminal_obeys(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also those that JSON leaves as they are: DEL, and the controls of one character beyond ASCII."""
+    log.configure("json")
+    value = "".join(map(chr, [*range(0x20), *range(0x7F, 0xC1)]))
+    log.get_logger().info("said", value=value)
+    line = capfd.readouterr().err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", line)
+    assert json.loads(line)["value"] == value

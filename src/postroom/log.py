@@ -58,6 +58,7 @@ _SECRET = re.compile(
     r"(?P<before>://[^/\s:@]*:(?=\S+@)|\bresend(?:\+https?)?://|\bBearer\s+)(?:\S+(?=@)|[^\s@]+)"
     r"|\b(?:whsec_|re_|[sr]k_(?:live|test)_)[A-Za-z0-9+/=_-]{6,}"
 )
+_UNESCAPED = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
 _UNSAFE = re.compile(r"[^\w@.,:;/+*<>()\[\]{}#%&!?$~|'-]|[^\x21-\x7e]")
 
 
@@ -186,7 +187,11 @@ def _render(_logger: WrappedLogger, method: str, event: Event) -> bytes:
 
 def _as_json(line: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if b"\xc2" not in written and b"\x7f" not in written:
+            return written
+        # JSON allows them, and a terminal that shows the log obeys them: CSI is one character, U+009B.
+        return _UNESCAPED.sub(lambda found: b"\\u00" + b"%02x" % found[0][-1], written)
     except TypeError:
         # A lone surrogate or a number of more than 64 bits, which orjson refuses.
         return json.dumps(line, default=str).encode() + b"\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.cli.conftest import NOWHERE, Cli
@@ -67,3 +69,14 @@ def test_a_database_that_is_not_migrated_is_a_problem(
     monkeypatch.setenv("POSTROOM_DATABASE_URL", empty_database_url)
     assert _levels(bare_cli)["schema"] == ["problem"]
     assert "→ run `postroom migrate`" in bare_cli("doctor").out
+
+
+def test_who_else_may_create_in_schema_public_is_named(
+    cli: Cli, db: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    """His functions could be run by whoever uses the database; nobody may by default."""
+    assert "schema public" not in cli("doctor").out
+    db.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    out = cli("doctor").out
+    assert "warning  schema public: PUBLIC may create in it" in out
+    assert "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in out

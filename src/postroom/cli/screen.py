@@ -40,11 +40,15 @@ def one_line(text: str) -> str:
 
 
 def print_json(data: object) -> None:
-    """Print one JSON document."""
+    """Print one JSON document; what a terminal would obey is written as JSON's escapes."""
     import orjson
 
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-    sys.stdout.write(orjson.dumps(data, default=str, option=options).decode())
+    text = orjson.dumps(data, default=str, option=options).decode()
+    lines = text.split("\n")
+    if any(_CONTROL.search(line) for line in lines):
+        text = "\n".join(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines)
+    sys.stdout.write(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Row], *, flexible: Sequence[str] = ()) -> None:

@@ -42,6 +42,7 @@ async def check_server(database: Database, *, listen_url: bool) -> list[Finding]
         await _check_clock(database),
         *await _check_old_transactions(database),
         *_check_vacuum(row),
+        *_check_creators(row),
         _check_connections(row),
         await _check_listening(database, listen_url),
     ]
@@ -74,6 +75,15 @@ _SETTINGS_SQL = """
                 )
                 AND class.reloptions && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off']
         ) AS not_vacuumed,
+        (
+            SELECT string_agg(DISTINCT COALESCE(role.rolname, 'PUBLIC'), ', ')
+            FROM pg_namespace AS schema
+            CROSS JOIN LATERAL aclexplode(schema.nspacl) AS acl
+            LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
+            WHERE schema.nspname = 'public' AND acl.privilege_type = 'CREATE'
+                AND acl.grantee NOT IN (schema.nspowner, to_regrole(quote_ident(current_user)))
+                AND NOT COALESCE(role.rolsuper, false)
+        ) AS creators,
         current_setting('max_connections')::integer AS max_connections,
         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections
 """
@@ -219,6 +229,19 @@ async def _check_old_transactions(database: Database) -> list[Finding]:
         )
         for row in rows
     ] or [ok("open transactions", f"none older than {duration(OLD_TRANSACTION_S)}")]
+
+
+def _check_creators(row: Any) -> list[Finding]:
+    """A function in public whose types fit better is taken before PostgreSQL's own: CVE-2018-1058."""
+    if not row["creators"]:
+        return []
+    return [
+        warning(
+            "schema public",
+            f"{row['creators']} may create in it, and so have functions run by others who use this database",
+            f"REVOKE CREATE ON SCHEMA public FROM {row['creators']}",
+        )
+    ]
 
 
 def _check_vacuum(row: Any) -> list[Finding]:
