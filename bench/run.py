@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("email_drain", "email_latency", "limits", "smtp_client", "webhook_intake")
+NAMES = ("email_drain", "email_latency", "held_snapshot", "limits", "smtp_client", "webhook_intake")
 
 
 def main(names: list[str]) -> int:

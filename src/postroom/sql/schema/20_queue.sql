@@ -97,6 +97,91 @@ AS $$
     SELECT p_sqlstate !~ '^(40|53|55|57|58|XX00[12])';
 $$;
 
+-- last_look: where this session's last look at a queue found it to begin, while that holds; NULL: look at all of it.
+--
+-- While an old snapshot is held (a forgotten transaction), the index entries of settled rows cannot be removed. They stand
+-- before those of the live rows, and a look reads them all: a claim behind 500,000 of them takes half a second. So
+-- a look that took long remembers where what is live begins: {"floors": by priority, "from": for every other one,
+-- "lowest": down to which one it came, "until": when that ends}, times as epochs. Then all is looked at again: a row that
+-- became live below a floor meanwhile (its transaction was open for more than a second, or an old caller gave it an old
+-- time) waits for that, about 5 s (docs/decisions/0013).
+--
+-- It is kept in a setting of the session. A pooler may hand it on to another client, for whom it holds as well: it
+-- tells of the database and not of who has looked.
+CREATE OR REPLACE FUNCTION postroom.last_look(p_queue text)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_look jsonb := NULLIF(current_setting('postroom.look_' || p_queue, true), '')::jsonb;
+    v_left double precision := (v_look ->> 'until')::double precision - extract(EPOCH FROM clock_timestamp());
+BEGIN
+    -- More than that is left where the clock was set back.
+    RETURN CASE WHEN v_left BETWEEN 0 AND 60 THEN v_look END;
+END;
+$$;
+
+-- add_floor: notes where a priority begins that was looked at: no later than a second before the look, since a row may
+-- be committed a little after it became due.
+CREATE OR REPLACE FUNCTION postroom.add_floor(p_floors jsonb, p_priority integer, p_first timestamptz, p_began timestamptz)
+RETURNS jsonb
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT p_floors || jsonb_build_object(
+        p_priority, extract(EPOCH FROM NULLIF(LEAST(p_first, p_began), '-infinity') - interval '1 second')
+    );
+$$;
+
+-- keep_look: remembers a look that took long, and forgets the one before where everything was looked at in no time.
+--
+-- p_look: what the look went by; p_floors: the priorities that it found, with their floors; p_lowest: the last one of
+-- them, NULL where there is none below.
+CREATE OR REPLACE FUNCTION postroom.keep_look(
+    p_queue text, p_look jsonb, p_floors jsonb, p_lowest integer, p_began timestamptz, p_took interval
+)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_name   text := 'postroom.look_' || p_queue;
+    v_took_s double precision := extract(EPOCH FROM p_took);
+    v_from   numeric := extract(EPOCH FROM p_began) - 1;
+    v_old    jsonb;
+BEGIN
+    IF v_took_s < 0.005 OR (v_took_s < 0.01 AND p_look IS NULL) THEN
+        IF p_look IS NULL AND current_setting(v_name, true) <> '' THEN
+            PERFORM set_config(v_name, '', false);
+        END IF;
+        RETURN;
+    END IF;
+    v_old := NULLIF(current_setting(v_name, true), '')::jsonb;
+    PERFORM set_config(v_name, jsonb_build_object(
+        -- What was live once and is not now: the dead entries of that priority are not to be read either.
+        'floors', COALESCE((
+            SELECT jsonb_object_agg(
+                known.priority, CASE WHEN known.priority::integer <= p_lowest THEN known.floor ELSE to_jsonb(v_from) END
+            )
+            FROM jsonb_each(v_old -> 'floors') AS known (priority, floor)
+            WHERE p_look IS NOT NULL OR p_lowest IS NULL OR known.priority::integer > p_lowest
+            HAVING count(*) <= 20
+        ), '{}') || p_floors,
+        'from', COALESCE(p_look -> 'from', to_jsonb(v_from)),
+        'lowest', CASE
+            WHEN p_look IS NULL THEN p_lowest
+            WHEN p_lowest IS NOT NULL THEN LEAST((p_look ->> 'lowest')::integer, p_lowest)
+        END,
+        -- A twentieth of the time goes to looks at everything, as long as one comes every 5 s.
+        'until', COALESCE(
+            p_look -> 'until',
+            to_jsonb(extract(EPOCH FROM clock_timestamp()) + GREATEST(LEAST(20 * v_took_s, 5), 2 * v_took_s)::numeric)
+        )
+    )::text, false);
+END;
+$$;
+
 -- log_attempt: appends one entry to a row's attempt_log and keeps the last twenty.
 --
 -- STABLE, as jsonb_build_array is: called IMMUTABLE, it would not be inlined.

@@ -48,9 +48,80 @@ BEGIN
 END;
 $$;
 
--- lock_due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
+-- first_live_email: the highest priority below p_below that has live rows, and since when the first of them is due, or
+-- from when on it will be; NULL where there is none. p_look: last_look; where it is given, only what is due by p_until
+-- is looked for: beyond stand the dead entries of the leases of the last minute.
+CREATE OR REPLACE FUNCTION postroom.first_live_email(
+    p_below bigint, p_look jsonb, p_until timestamptz, OUT priority integer, OUT first_at timestamptz
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_below bigint := p_below;
+    v_known integer;
+BEGIN
+    LOOP
+        IF p_look IS NULL OR v_below <= (p_look ->> 'lowest')::bigint THEN
+            SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+            INTO first_live_email.priority, first_at
+            FROM public.email_queue AS live
+            WHERE live.status IN ('pending', 'processing')
+                -- One comparison: an OR is no condition of an index, and walks all that is live in a plan for any value.
+                AND live.priority < v_below
+            ORDER BY live.priority DESC, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+            LIMIT 1;
+            RETURN;
+        END IF;
+
+        SELECT max(known.priority::integer)
+        INTO v_known
+        FROM jsonb_object_keys(p_look -> 'floors') AS known (priority)
+        WHERE known.priority::bigint < v_below;
+
+        -- One between them that has come since.
+        SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO first_live_email.priority, first_at
+        FROM public.email_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority < v_below
+            AND live.priority > COALESCE(v_known, -2147483649)
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+                >= (SELECT to_timestamp((p_look ->> 'from')::double precision))
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) <= (SELECT p_until)
+        ORDER BY live.priority DESC, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        IF FOUND OR v_known IS NULL THEN
+            RETURN;
+        END IF;
+
+        SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO first_live_email.priority, first_at
+        FROM public.email_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority = v_known
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) >= (
+                SELECT COALESCE(
+                    to_timestamp((p_look -> 'floors' ->> v_known::text)::double precision), '-infinity'::timestamptz
+                )
+            )
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) <= (SELECT p_until)
+        ORDER BY COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        v_below := v_known;
+    END LOOP;
+END;
+$$;
+
+-- lock_due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first. p_floor: those
+-- that were due before it are left out: none of them is live (first_live_email).
+DROP FUNCTION IF EXISTS postroom.lock_due_emails(integer, integer, timestamptz);
 CREATE OR REPLACE FUNCTION postroom.lock_due_emails(
-    p_priority integer, p_limit integer, p_before timestamptz
+    p_priority integer, p_limit integer, p_before timestamptz, p_floor timestamptz
 )
 RETURNS TABLE (id uuid, crashed boolean)
 LANGUAGE plpgsql
@@ -71,6 +142,8 @@ BEGIN
         -- Bare, clock_timestamp() is volatile and walks the whole index: 80 ms, not 0.02.
         AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
             <= (SELECT LEAST(clock_timestamp(), p_before))
+        AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+            >= (SELECT COALESCE(p_floor, '-infinity'::timestamptz))
         -- Claimed before postroom came: the end of that lease is written elsewhere.
         AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('email', due.id))
         AND NOT EXISTS (
@@ -96,28 +169,37 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_look     jsonb := postroom.last_look('email');
+    v_began    timestamptz := clock_timestamp();
+    v_step     timestamptz;
+    v_took     interval := '0 seconds';
+    v_first    timestamptz;
+    v_floors   jsonb := '{}';
     v_priority integer;
+    v_lowest   integer;
     v_due      uuid[];
     v_crashed  uuid[];
     v_leased   uuid[];
     v_id       uuid;
 BEGIN
     LOOP
-        SELECT live.priority
-        INTO v_priority
-        FROM public.email_queue AS live
-        WHERE live.status IN ('pending', 'processing')
-            -- One comparison: an OR is no condition of an index, and walks all that is live in a plan for any value.
-            AND live.priority < COALESCE(v_priority, 2147483648)
-        ORDER BY live.priority DESC
-        LIMIT 1;
-        EXIT WHEN NOT FOUND OR cardinality(v_leased) >= p_limit;
+        EXIT WHEN cardinality(v_leased) >= p_limit;
+        v_step := clock_timestamp();
+        SELECT live.priority, live.first_at
+        INTO v_priority, v_first
+        FROM postroom.first_live_email(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
+        v_took := v_took + (clock_timestamp() - v_step);
+        v_lowest := v_priority;
+        EXIT WHEN v_priority IS NULL;
+        v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
         SELECT
             array_agg(due.id) FILTER (WHERE NOT due.crashed),
             array_agg(due.id) FILTER (WHERE due.crashed)
         INTO v_due, v_crashed
-        FROM postroom.lock_due_emails(v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before) AS due;
+        FROM postroom.lock_due_emails(
+            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, v_first - interval '1 second'
+        ) AS due;
 
         IF v_crashed IS NOT NULL THEN
             PERFORM postroom.settle_crashed_emails(v_crashed);
@@ -144,6 +226,7 @@ BEGIN
             END LOOP;
         END;
     END LOOP;
+    PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took);
     RETURN v_leased;
 END;
 $$;
@@ -187,7 +270,8 @@ AS $$
         next_try_at = EXCLUDED.next_try_at;
 $$;
 
--- email_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all.
+-- email_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all. At most 1 while a look at
+-- everything takes long (last_look).
 CREATE OR REPLACE FUNCTION postroom.email_wait_s()
 RETURNS double precision
 LANGUAGE plpgsql
@@ -195,26 +279,33 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_look     jsonb := postroom.last_look('email');
+    v_began    timestamptz := clock_timestamp();
+    v_step     timestamptz;
+    v_took     interval := '0 seconds';
+    v_first    timestamptz;
+    v_floors   jsonb := '{}';
     v_priority integer;
     v_due      timestamptz;
     v_next     timestamptz;
     v_slot_s   double precision;
 BEGIN
     LOOP
-        SELECT live.priority
-        INTO v_priority
-        FROM public.email_queue AS live
-        WHERE live.status IN ('pending', 'processing')
-            AND live.priority < COALESCE(v_priority, 2147483648)
-        ORDER BY live.priority DESC
-        LIMIT 1;
-        EXIT WHEN NOT FOUND;
+        v_step := clock_timestamp();
+        SELECT live.priority, live.first_at
+        INTO v_priority, v_first
+        FROM postroom.first_live_email(COALESCE(v_priority, 2147483648), v_look, v_step + interval '1 second') AS live;
+        v_took := v_took + (clock_timestamp() - v_step);
+        EXIT WHEN v_priority IS NULL;
+        v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
         SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
         INTO v_due
         FROM public.email_queue AS live
         WHERE live.status IN ('pending', 'processing')
             AND live.priority = v_priority
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+                >= (SELECT v_first - interval '1 second')
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
             AND NOT EXISTS (
                 SELECT 1
@@ -225,6 +316,10 @@ BEGIN
         LIMIT 1;
         v_next := LEAST(v_next, NULLIF(v_due, 'infinity'));
     END LOOP;
+    PERFORM postroom.keep_look('email', v_look, v_floors, NULL, v_began, v_took);
+    IF v_look IS NOT NULL THEN
+        v_next := LEAST(v_next, v_began + interval '1 second');
+    END IF;
     IF v_next IS NULL THEN
         RETURN NULL;
     END IF;

@@ -56,9 +56,80 @@ BEGIN
 END;
 $$;
 
--- lock_due_webhooks: locks up to p_limit due rows of one priority and gives their ids, oldest due first.
+-- first_live_webhook: the highest priority below p_below that has live rows, and since when the first of them is due, or
+-- from when on it will be; NULL where there is none. p_look: last_look; where it is given, only what is due by p_until
+-- is looked for: beyond stand the dead entries of the leases of the last minute.
+CREATE OR REPLACE FUNCTION postroom.first_live_webhook(
+    p_below bigint, p_look jsonb, p_until timestamptz, OUT priority integer, OUT first_at timestamptz
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_below bigint := p_below;
+    v_known integer;
+BEGIN
+    LOOP
+        IF p_look IS NULL OR v_below <= (p_look ->> 'lowest')::bigint THEN
+            SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+            INTO first_live_webhook.priority, first_at
+            FROM public.webhook_retry_queue AS live
+            WHERE live.status IN ('pending', 'processing')
+                -- One comparison: an OR is no condition of an index, and walks all that is live in a plan for any value.
+                AND live.priority < v_below
+            ORDER BY live.priority DESC, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+            LIMIT 1;
+            RETURN;
+        END IF;
+
+        SELECT max(known.priority::integer)
+        INTO v_known
+        FROM jsonb_object_keys(p_look -> 'floors') AS known (priority)
+        WHERE known.priority::bigint < v_below;
+
+        -- One between them that has come since.
+        SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO first_live_webhook.priority, first_at
+        FROM public.webhook_retry_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority < v_below
+            AND live.priority > COALESCE(v_known, -2147483649)
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+                >= (SELECT to_timestamp((p_look ->> 'from')::double precision))
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) <= (SELECT p_until)
+        ORDER BY live.priority DESC, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        IF FOUND OR v_known IS NULL THEN
+            RETURN;
+        END IF;
+
+        SELECT live.priority, COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        INTO first_live_webhook.priority, first_at
+        FROM public.webhook_retry_queue AS live
+        WHERE live.status IN ('pending', 'processing')
+            AND live.priority = v_known
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) >= (
+                SELECT COALESCE(
+                    to_timestamp((p_look -> 'floors' ->> v_known::text)::double precision), '-infinity'::timestamptz
+                )
+            )
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz) <= (SELECT p_until)
+        ORDER BY COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        v_below := v_known;
+    END LOOP;
+END;
+$$;
+
+-- lock_due_webhooks: locks up to p_limit due rows of one priority and gives their ids, oldest due first. p_floor: those
+-- that were due before it are left out: none of them is live (first_live_webhook).
+DROP FUNCTION IF EXISTS postroom.lock_due_webhooks(integer, integer, timestamptz, text[]);
 CREATE OR REPLACE FUNCTION postroom.lock_due_webhooks(
-    p_priority integer, p_limit integer, p_before timestamptz, p_not_of text[]
+    p_priority integer, p_limit integer, p_before timestamptz, p_not_of text[], p_floor timestamptz
 )
 RETURNS TABLE (id uuid, crashed boolean)
 LANGUAGE plpgsql
@@ -77,6 +148,8 @@ BEGIN
         AND due.priority = p_priority
         AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
             <= (SELECT LEAST(clock_timestamp(), p_before))
+        AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+            >= (SELECT COALESCE(p_floor, '-infinity'::timestamptz))
         -- Claimed before postroom came: the end of that lease is written elsewhere.
         AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('webhook', due.id))
         AND due.webhook_type <> ALL (p_not_of)
@@ -104,29 +177,36 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_look     jsonb := postroom.last_look('webhook');
+    v_began    timestamptz := clock_timestamp();
+    v_step     timestamptz;
+    v_took     interval := '0 seconds';
+    v_first    timestamptz;
+    v_floors   jsonb := '{}';
     v_priority integer;
+    v_lowest   integer;
     v_due      uuid[];
     v_crashed  uuid[];
     v_leased   uuid[];
     v_id       uuid;
 BEGIN
     LOOP
-        SELECT live.priority
-        INTO v_priority
-        FROM public.webhook_retry_queue AS live
-        WHERE live.status IN ('pending', 'processing')
-            -- One comparison: an OR is no condition of an index, and walks all that is live in a plan for any value.
-            AND live.priority < COALESCE(v_priority, 2147483648)
-        ORDER BY live.priority DESC
-        LIMIT 1;
-        EXIT WHEN NOT FOUND OR cardinality(v_leased) >= p_limit;
+        EXIT WHEN cardinality(v_leased) >= p_limit;
+        v_step := clock_timestamp();
+        SELECT live.priority, live.first_at
+        INTO v_priority, v_first
+        FROM postroom.first_live_webhook(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
+        v_took := v_took + (clock_timestamp() - v_step);
+        v_lowest := v_priority;
+        EXIT WHEN v_priority IS NULL;
+        v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
         SELECT
             array_agg(due.id) FILTER (WHERE NOT due.crashed),
             array_agg(due.id) FILTER (WHERE due.crashed)
         INTO v_due, v_crashed
         FROM postroom.lock_due_webhooks(
-            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, p_not_of
+            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, p_not_of, v_first - interval '1 second'
         ) AS due;
 
         IF v_crashed IS NOT NULL THEN
@@ -154,6 +234,7 @@ BEGIN
             END LOOP;
         END;
     END LOOP;
+    PERFORM postroom.keep_look('webhook', v_look, v_floors, v_lowest, v_began, v_took);
     RETURN v_leased;
 END;
 $$;
@@ -175,7 +256,8 @@ BEGIN
 END;
 $$;
 
--- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all. p_not_of as for a claim.
+-- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all. At most 1 while a look at
+-- everything takes long (last_look). p_not_of as for a claim.
 CREATE OR REPLACE FUNCTION postroom.webhook_wait_s(p_not_of text[] DEFAULT '{}')
 RETURNS double precision
 LANGUAGE plpgsql
@@ -183,25 +265,32 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_look     jsonb := postroom.last_look('webhook');
+    v_began    timestamptz := clock_timestamp();
+    v_step     timestamptz;
+    v_took     interval := '0 seconds';
+    v_first    timestamptz;
+    v_floors   jsonb := '{}';
     v_priority integer;
     v_due      timestamptz;
     v_next     timestamptz;
 BEGIN
     LOOP
-        SELECT live.priority
-        INTO v_priority
-        FROM public.webhook_retry_queue AS live
-        WHERE live.status IN ('pending', 'processing')
-            AND live.priority < COALESCE(v_priority, 2147483648)
-        ORDER BY live.priority DESC
-        LIMIT 1;
-        EXIT WHEN NOT FOUND;
+        v_step := clock_timestamp();
+        SELECT live.priority, live.first_at
+        INTO v_priority, v_first
+        FROM postroom.first_live_webhook(COALESCE(v_priority, 2147483648), v_look, v_step + interval '1 second') AS live;
+        v_took := v_took + (clock_timestamp() - v_step);
+        EXIT WHEN v_priority IS NULL;
+        v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
         SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
         INTO v_due
         FROM public.webhook_retry_queue AS live
         WHERE live.status IN ('pending', 'processing')
             AND live.priority = v_priority
+            AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
+                >= (SELECT v_first - interval '1 second')
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
             AND live.webhook_type <> ALL (p_not_of)
             AND (live.lane IS NULL OR NOT postroom.stands_behind(live.webhook_type, live.lane, live.lane_place, live.id))
@@ -214,6 +303,10 @@ BEGIN
         LIMIT 1;
         v_next := LEAST(v_next, NULLIF(v_due, 'infinity'));
     END LOOP;
+    PERFORM postroom.keep_look('webhook', v_look, v_floors, NULL, v_began, v_took);
+    IF v_look IS NOT NULL THEN
+        v_next := LEAST(v_next, v_began + interval '1 second');
+    END IF;
     RETURN CASE
         WHEN v_next = '-infinity' THEN 0
         -- GREATEST passes over a NULL.
