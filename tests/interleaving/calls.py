@@ -132,6 +132,13 @@ def _both(queue: Queue) -> list[Call]:
         call("W1 says that it lives", lives.format(worker=W1), "W1"),
         call("W3 comes", lives.format(worker=W3), "W3"),
         call("W1 leaves", f"SELECT postroom.forget_worker('{W1}')", "W1"),
+        call(
+            "what is old is cleaned up",
+            f"SELECT * FROM postroom.cleanup_{queue}s('(0,0)', '(100000,0)', false)",
+            "done dead1 dead2",
+            passes_over=True,
+        ),
+        call("the house is cleaned up", "SELECT postroom.cleanup_house()", "W1 W2"),
         call("dead workers are forgotten", "SELECT postroom.forget_dead_workers()", "W1 W2"),
         call(
             "an old caller takes a row",
@@ -214,9 +221,26 @@ _EMAILS = [
     call("two slots of a new limit", "SELECT * FROM increment_rate_limit('app:new', 2, 3)", "new"),
     call("two slots of a limit that ended", "SELECT * FROM increment_rate_limit('app:ended', 2, 3)", "ended"),
     call(
+        "limits are cleaned up by pages",
+        "SELECT * FROM postroom.cleanup_limits('(0,0)', '(100000,0)', false)",
+        "ended open gone global",
+        passes_over=True,
+    ),
+    call(
+        "ended books are forgotten",
+        "SELECT postroom.forget_ended_books('', 100)",
+        "gone ended global",
+        passes_over=True,
+    ),
+    call(
+        "a slot of a book that ended",
+        "SELECT * FROM increment_rate_limit('email:recipient:gone@example.com', 1, 9)",
+        "gone",
+    ),
+    call(
         "counters are cleaned up",
         "SELECT cleanup_rate_limit_counters()",
-        "ended open global",
+        "ended open gone global",
         passes_over=True,
     ),
 ]
@@ -254,6 +278,13 @@ _WEBHOOKS = [
     call("an event is stored by its id", store("new1", key="evt_new"), "event new"),
     call("the same event comes to another door", store("new2", key="evt_new"), "event new"),
     call("an event comes that was seen", store("new4", key="evt_seen"), "event"),
+    call("an event comes that was seen long ago", store("new4", key="evt_old"), "old event"),
+    call(
+        "events that were seen long ago are forgotten",
+        "SELECT * FROM postroom.cleanup_seen_webhooks('(0,0)', '(100000,0)', false)",
+        "old event",
+        passes_over=True,
+    ),
     call("W1 finishes a handler", finish(W1, "held", "h"), "held"),
     call("W1 finishes another handler", finish(W1, "held", "h2"), "held"),
     call("W2 finishes a handler of W1's", finish(W2, "held", "h"), "held"),
@@ -285,14 +316,3 @@ _WEBHOOKS = [
 ]
 
 CALLS: dict[Queue, list[Call]] = {EMAIL: _both(EMAIL) + _EMAILS, WEBHOOK: _both(WEBHOOK) + _WEBHOOKS}
-
-OF_MIGRATE = {"drop_replaced_functions", "grant_access", "has_old_rows", "make_policy", "revoke_all"}
-"""Only migrate calls these, and one migrate runs at a time."""
-
-READS = {
-    "email_wait_s",
-    "webhook_wait_s",
-    "calculate_email_retry_time",
-    "calculate_webhook_retry_time",
-}
-"""Volatile for their clock; they write nothing."""

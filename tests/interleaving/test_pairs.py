@@ -21,8 +21,8 @@ import asyncpg
 import psycopg
 import pytest
 
-from tests.interleaving.calls import CALLS, OF_MIGRATE, READS, Call
-from tests.interleaving.world import State, answer, id_of, seed, state
+from tests.interleaving.calls import CALLS, Call
+from tests.interleaving.world import TABLES, State, answer, id_of, seed, state
 from tests.sql.session import QUEUES, Queue
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import LIMIT_S
@@ -252,7 +252,7 @@ def describe(first: Call, second: Call, found: Ending, serial: list[Ending]) -> 
 
 
 def test_every_function_that_writes_has_an_interleaving(world_url: str) -> None:
-    """A new function that no call of the table reaches fails here."""
+    """A new function that writes one of the world's tables, and that no call reaches, fails here."""
     with psycopg.connect(world_url) as connection:
         functions: dict[str, str] = dict(
             connection.execute(
@@ -260,7 +260,6 @@ def test_every_function_that_writes_has_an_interleaving(world_url: str) -> None:
                 SELECT proc.proname, proc.prosrc
                 FROM pg_proc AS proc
                 WHERE proc.pronamespace IN ('postroom'::regnamespace, 'public'::regnamespace)
-                    AND proc.provolatile = 'v'
                     AND proc.prorettype <> 'trigger'::regtype
                 """
             ).fetchall()
@@ -271,4 +270,7 @@ def test_every_function_that_writes_has_an_interleaving(world_url: str) -> None:
         names = {name for text in texts for name in re.findall(r"\b(\w+)\(", text)} & set(functions)
         texts = [functions[name] for name in names - reached]
         reached |= names
-    assert set(functions) - reached == OF_MIGRATE | READS
+    written = re.compile(rf"(INSERT INTO|UPDATE|DELETE FROM) ({'|'.join([*TABLES, 'postroom.settings'])})\b")
+    writers = {name for name, body in functions.items() if written.search(body)}
+    assert len(writers) > 30
+    assert writers <= reached

@@ -40,9 +40,9 @@ _ROWS: dict[str, tuple[str, int, UUID | None, float | None, dict[str, Any]]] = {
     "expired": ("processing", 1, W1, -1, {"attempts": 1}),
     "unbegun": ("processing", 1, W2, -2, {}),
     "old": ("processing", 1, None, 900, {}),
-    "dead1": ("dead_letter", 1, None, None, {"attempts": 6, "failed_at": -5.0}),
-    "dead2": ("dead_letter", 1, None, None, {"attempts": 6, "failed_at": -4.0}),
-    "done": ("DONE", 1, None, None, {"attempts": 1}),
+    "dead1": ("dead_letter", 1, None, None, {"attempts": 6, "failed_at": -3600.0}),
+    "dead2": ("dead_letter", 1, None, None, {"attempts": 6, "failed_at": -3600.0}),
+    "done": ("DONE", 1, None, None, {"attempts": 1, "DONE_AT": -4e6}),
     "aside": ("processing", 1, W1, -1, {}),
 }
 _EMAILS: dict[str, tuple[str, int, UUID | None, float | None, dict[str, Any]]] = {
@@ -103,16 +103,23 @@ def _seeding(queue: Queue) -> str:
         """,
         "SELECT postroom.set_setting(key, value) FROM postroom.default_settings()",
         "SELECT postroom.set_setting('email.limit.global', '6/60s')",
+        "SELECT postroom.set_setting('retention.dead_letter', '1m')",
         _book("email:global", 3),
         _book("email:recipient:limited@example.com", 10),
         """
         INSERT INTO rate_limit_counters (key, count, window_start, window_end)
         VALUES ('app:open', 3, now(), now() + interval '1 min'), ('app:ended', 3, '2020-01-01', '2020-01-02')
         """,
+        """
+        INSERT INTO rate_limit_counters (key, count, window_start, window_end, taken_at, taken, taken_total)
+        VALUES ('email:recipient:gone@example.com', 1, '2020-01-01', '2020-01-02', '{2020-01-01}', '{1}', 1)
+        """,
         "INSERT INTO postroom.handlers VALUES ('app', 'stripe', 'h', '{*}')",
         """
-        INSERT INTO postroom.seen_webhooks (source, event_id, id)
-        VALUES ('stripe', 'evt_seen', gen_random_uuid())
+        INSERT INTO postroom.seen_webhooks (source, event_id, id, seen_at)
+        VALUES
+            ('stripe', 'evt_seen', gen_random_uuid(), clock_timestamp()),
+            ('stripe', 'evt_old', gen_random_uuid(), clock_timestamp() - interval '40 days')
         """,
     ]
     return ";\n".join(statements)
@@ -142,8 +149,9 @@ def _insert(
     else:
         values |= {"webhook_type": "'stripe'", "payload": "'{}'", "webhook_event_id": f"'{label}'"}
     for column, value in further.items():
-        if column == "failed_at":
-            values[column] = f"clock_timestamp() + interval '{value} s'"
+        if column in ("failed_at", "DONE_AT"):
+            name = queue.done_at if column == "DONE_AT" else column
+            values[name] = f"clock_timestamp() + interval '{value} s'"
         else:
             values[column] = f"'{value}'"
     return f"INSERT INTO {queue.table} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
@@ -192,7 +200,7 @@ async def state(connection: asyncpg.Connection[Any], queue: Queue) -> State:
     for row in await connection.fetch("SELECT key, value FROM postroom.settings"):
         add("settings", row["key"], row)
     for row in await connection.fetch("SELECT * FROM postroom.seen_webhooks"):
-        add("seen", row["event_id"], row, "seen_at", *(["id"] if row["event_id"] == "evt_seen" else []))
+        add("seen", row["event_id"], row, "seen_at", *(["id"] if plain(row["id"], now, named) == "?" else []))
     for row in await connection.fetch("SELECT id, body FROM postroom.webhook_requests"):
         add("requests", str(plain(row["id"], now, named)), row, "id")
     for row in await connection.fetch("SELECT * FROM postroom.handlers"):
