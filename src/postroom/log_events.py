@@ -9,6 +9,7 @@ from __future__ import annotations
 EVENTS = {
     "claim.failed": "A claim ended in an error that is not the loss of the database; it is tried again.",
     "cleanup.refused": "A row's own trigger or constraint keeps it from being cleaned up; error is why.",
+    "cron.adopted": "pg_cron was given jobs, or has some of a person's own; did says which.",
     "cron.failed": "A run of a scheduled job failed; error is why. It runs again at its next time.",
     "cron.given_up": "A run whose scheduler died is marked failed; the job runs again at its next time.",
     "cron.late": "A run ended after it had been given up; its outcome stands in this line alone.",

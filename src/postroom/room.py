@@ -362,13 +362,18 @@ class Room:
 
     async def scheduler(self) -> Scheduler:
         """What runs the jobs at their times, on connections of its own: a busy house does not hold it up."""
+        from postroom import log
         from postroom.database.connect import Database
         from postroom.jobs import jobs_of
+        from postroom.schedule.pg_cron import adopt
         from postroom.schedule.scheduler import Scheduler
         from postroom.schedule.sql_job import run_sql
         from postroom.schedule.store import CronStore
 
+        own_log = log.get_logger()
         url = await self.database_url()
+        for line in await adopt(self.database, self.settings.public_url):
+            own_log.info("cron.adopted", did=line)
         database = Database(url, listen_url=self.settings.listen_url, max_size=3)
         self._exit.push_async_callback(database.close)
         return Scheduler(

@@ -17,7 +17,7 @@ def test_the_list_shows_each_job_and_what_is_not_configured(cli: Cli) -> None:
     """Their schedule, last run and next; and on stderr that no scheduler runs."""
     answer = cli("cron", "list")
     lines = [line.split() for line in answer.out.splitlines()]
-    assert lines[1][:8] == ["19", "process-email-queue", "*", "*", "*", "*", "*", "never"]
+    assert lines[1][:8] == ["19", "process-email-queue", "*", "*", "*", "*", "*", "postroom"]
     assert lines[2][:3] == ["20", "process-webhook-retries", "*/5"]
     assert "reconcile is not configured here: set STRIPE_API_KEY" in answer.out
     assert answer.err == "no scheduler runs: start `postroom up` or `postroom scheduler`\n"
@@ -111,3 +111,11 @@ def test_reconcile_begins_with_its_first_run_and_looks_again_from_its_last_succe
         assert first + 3600 - 600 <= later < first + 3600
     rows = db.execute("SELECT webhook_event_id FROM webhook_retry_queue").fetchall()
     assert ("evt_meanwhile",) in rows
+
+
+def test_whose_schema_cron_is_can_be_said(cli: Cli) -> None:
+    """Where pg_cron is not there, it is ours from the start, and nothing else can be had."""
+    assert cli.ok("cron", "use-own").startswith("schema cron shows postroom's jobs: cron.job")
+    answer = cli("cron", "use-pg-cron")
+    assert answer.code == 1
+    assert answer.error.startswith("pg_cron is not there: install it on the server")

@@ -20,6 +20,7 @@ _RULES = {
     "known event ids": ("seen",),
     "limits": ("ended",),
     "runs of jobs": ("cron",),
+    "runs of pg_cron": ("cron",),
 }
 
 

@@ -32,7 +32,7 @@ def list_jobs(json: Json = False) -> None:
         print_json({"leader": found.leader, "jobs": found.jobs, "not_configured": not_here})
         return
     print_table(
-        ["JOBID", "NAME", "SCHEDULE", "LAST", "STATUS", "NEXT", "MESSAGE"],
+        ["JOBID", "NAME", "SCHEDULE", "BY", "LAST", "STATUS", "NEXT", "MESSAGE"],
         [_row(job, found) for job in found.jobs],
         flexible=["MESSAGE"],
     )
@@ -78,6 +78,33 @@ def run_job(name: Annotated[str, typer.Argument(metavar="NAME", help="A job, by 
     print_line(run(_run(name)))
 
 
+@app.command("use-pg-cron")
+def use_pg_cron() -> None:
+    """Let pg_cron run the jobs that it can: schema cron becomes its own."""
+    for line in run(_use_pg_cron()):
+        print_line(line)
+
+
+@app.command("use-own")
+def use_own() -> None:
+    """Make schema cron over postroom's own jobs, also where pg_cron could be installed."""
+    print_line(run(_use_own()))
+
+
+async def _use_pg_cron() -> list[str]:
+    from postroom.schedule.pg_cron import use_pg_cron
+
+    async with opened_room() as room:
+        return await use_pg_cron(room.database, room.settings.public_url)
+
+
+async def _use_own() -> str:
+    from postroom.schedule.pg_cron import use_own
+
+    async with opened_room() as room:
+        return await use_own(room.database)
+
+
 async def _list() -> tuple[CronStatus, dict[str, str]]:
     from postroom.jobs import not_configured
     from postroom.schedule.status import read_cron
@@ -101,6 +128,7 @@ async def _run(name: str) -> str:
     from postroom.schedule.by_hand import run_by_hand
     from postroom.schedule.scheduler import run_of
     from postroom.schedule.sql_job import run_sql
+    from postroom.schedule.status import read_cron
     from postroom.schedule.store import CronStore
 
     async with opened_room() as room:
@@ -109,6 +137,8 @@ async def _run(name: str) -> str:
         jobs = {job.name: job for job in jobs_of(room)}
         await store.offer(jobs)
         job = await store.job(name)
+        if job is None and any(each.name == name for each in (await read_cron(room.database)).jobs):
+            raise WrongUsage(f"{name!r} is pg_cron's: run its command by `postroom psql`")
         if job is None or (job.builtin and job.name not in jobs):
             raise WrongUsage(
                 not_configured(room).get(name) or f"there is no job {name!r}: see `postroom cron list`"
@@ -128,6 +158,7 @@ def _row(job: JobStatus, found: CronStatus) -> tuple[object, ...]:
         job.jobid,
         job.name,
         job.schedule,
+        job.run_by,
         away(job.last_start, found.now) if job.last_start else "never",
         job.last_status,
         away(job.next_at, found.now) if job.next_at else "off" if not job.active else "never",

@@ -82,6 +82,7 @@ async def _check() -> None:
 async def _migrate(app_role: str | None, deliver_newer_than: str) -> None:
     from postroom.database.migrate import migrate as upgrade
     from postroom.room import Room
+    from postroom.schedule.pg_cron import adopt
 
     room = Room()
     try:
@@ -93,5 +94,8 @@ async def _migrate(app_role: str | None, deliver_newer_than: str) -> None:
                 tell(line)
 
             await upgrade(url, app_role=app_role, deliver_newer_than=deliver_newer_than, report=report)
+            await room.open()
+            for line in await adopt(room.database, room.settings.public_url):
+                report(line)
     finally:
         await room.close()

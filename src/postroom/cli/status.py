@@ -127,7 +127,14 @@ def _print_cron(found: CronStatus) -> None:
         if job.last_start is not None:
             message = f" ({job.last_message})" if job.last_message else ""
             last = f"{job.last_status} {away(job.last_start, found.now)}{message}"
-        print_text(f"{name} ({job.schedule}): {last}")
+        by = " by pg_cron" if job.run_by == "pg_cron" else ""
+        print_text(f"{name} ({job.schedule}{by}): {last}")
+        if job.run_by == "pg_cron" and "postroom.wake_for_job" in job.command:
+            print_text(
+                f"{name} only wakes workers, and where none runs nothing is delivered: it needs pg_net and "
+                "POSTROOM_PUBLIC_URL, then `postroom cron use-pg-cron`",
+                "  ",
+            )
 
 
 def _state(worker: WorkerStatus) -> str:

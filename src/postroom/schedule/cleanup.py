@@ -90,6 +90,8 @@ async def cleanup(
     stop = stop or asyncio.Event()
     found = []
     for step in steps:
+        if await _pages(database, step) is None:
+            continue
         cleaned = Cleaned(step)
         found.append(cleaned)
         async for done, pages in _passed(database, cleaned, dry_run, stop):
@@ -103,10 +105,7 @@ async def _passed(
     database: Database, cleaned: Cleaned, dry_run: bool, stop: asyncio.Event
 ) -> AsyncIterator[tuple[int, int]]:
     """One pass over a table; gives how many pages are done, of how many."""
-    pages: int = await database.fetchval(
-        "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint",
-        cleaned.step.table,
-    )
+    pages = await _pages(database, cleaned.step) or 0
     for page in range(0, pages, BATCH_PAGES):
         if stop.is_set():
             cleaned.stopped = True
@@ -121,6 +120,22 @@ async def _passed(
                 async with asyncio.timeout(min(monotonic() - began, PAUSE_S_MAX)):
                     await stop.wait()
         yield min(page + BATCH_PAGES, pages), pages
+
+
+async def _pages(database: Database, step: Step) -> int | None:
+    """How large a table is; None where it is none, or not ours to read."""
+    pages: int | None = await database.fetchval(
+        """
+        SELECT pg_relation_size(class.oid) / current_setting('block_size')::bigint
+        FROM pg_class AS class
+        JOIN pg_namespace AS schema ON schema.oid = class.relnamespace
+        WHERE schema.nspname || '.' || class.relname = $1
+            AND class.relkind = 'r'
+            AND has_schema_privilege(schema.oid, 'USAGE')
+        """,
+        step.table,
+    )
+    return pages
 
 
 async def _batch(database: Database, cleaned: Cleaned, first: int, end: int, dry_run: bool) -> int:

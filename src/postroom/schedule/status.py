@@ -8,6 +8,9 @@ from datetime import datetime
 from postroom.database.connect import Database
 from postroom.schedule.times import next_due
 
+_RECENT_RUNS = 5_000
+"""A job's last run is looked for among so many: pg_cron's history may be endless."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leader:
@@ -26,6 +29,7 @@ class JobStatus:
 
     Attributes:
         builtin: One of postroom's own.
+        run_by: `postroom` (its scheduler) or `pg_cron`.
         last_status: `running`, `succeeded` or `failed`; None before its first run.
         next_at: None where it is not active, or never comes.
     """
@@ -36,6 +40,7 @@ class JobStatus:
     command: str
     active: bool
     builtin: bool
+    run_by: str
     last_start: datetime | None
     last_status: str | None
     last_message: str | None
@@ -83,18 +88,18 @@ async def read_cron(database: Database) -> CronStatus:
     rows = await database.fetch(
         """
         SELECT
-            job.jobid, job.jobname AS name, job.schedule, job.command, job.active, job.builtin,
+            job.jobid, job.jobname AS name, job.schedule, job.command, job.active,
+            job.builtin IS NOT NULL AS builtin, job.run_by,
             run.start_time AS last_start, run.status AS last_status, run.return_message AS last_message
-        FROM postroom.jobs AS job
-        LEFT JOIN LATERAL (
-            SELECT *
-            FROM postroom.job_runs AS each
-            WHERE each.jobid = job.jobid
-            ORDER BY each.start_time DESC, each.runid DESC
-            LIMIT 1
-        ) AS run ON true
+        FROM postroom.read_cron_jobs() AS job
+        LEFT JOIN (
+            SELECT DISTINCT ON (each.jobid) each.*
+            FROM postroom.read_cron_runs($1) AS each
+            ORDER BY each.jobid, each.start_time DESC, each.runid DESC
+        ) AS run ON run.jobid = job.jobid
         ORDER BY job.jobid
-        """
+        """,
+        _RECENT_RUNS,
     )
     return CronStatus(
         now,
@@ -115,8 +120,8 @@ async def read_runs(database: Database, name: str | None, limit: int) -> list[Ru
         SELECT
             run.jobid, run.runid, job.jobname AS job, run.status, run.return_message,
             run.start_time, run.end_time
-        FROM postroom.cron_runs AS run
-        LEFT JOIN postroom.cron_jobs AS job ON job.jobid = run.jobid
+        FROM postroom.read_cron_runs(CASE WHEN $1::text IS NULL THEN $2::bigint END) AS run
+        LEFT JOIN postroom.read_cron_jobs() AS job ON job.jobid = run.jobid
         WHERE $1::text IS NULL OR job.jobname = $1 OR run.jobid::text = $1
         ORDER BY run.start_time DESC NULLS FIRST, run.runid DESC
         LIMIT $2

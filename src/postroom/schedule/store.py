@@ -79,7 +79,7 @@ class CronStore:
 
     async def jobs(self) -> list[JobRow]:
         """The jobs that postroom's schedulers are to run."""
-        rows = await self._database.fetch(f"{_JOBS} WHERE job.active", deadline_s=DEADLINE_S)
+        rows = await self._database.fetch(f"{_JOBS} WHERE job.active AND {_OURS}", deadline_s=DEADLINE_S)
         return [JobRow(**row) for row in rows]
 
     async def job(self, name: str) -> JobRow | None:
@@ -143,6 +143,14 @@ class CronStore:
         )
         return [(row["runid"], row["job"]) for row in rows]
 
+
+# What pg_cron has is not ours to run.
+_OURS = """
+    NOT EXISTS (
+        SELECT FROM postroom.read_cron_jobs() AS theirs
+        WHERE theirs.run_by = 'pg_cron' AND theirs.builtin = job.jobname AND job.builtin
+    )
+"""
 
 _JOBS = """
     SELECT

@@ -340,7 +340,8 @@ CREATE TABLE postroom.jobs (
     last_minute       timestamptz NOT NULL DEFAULT clock_timestamp(), -- what was due until here is done or given up
     first_began_at    timestamptz,
     last_succeeded_at timestamptz,                        -- when the last run that succeeded began
-    pg_cron_jobid     bigint,                             -- where pg_cron runs it in our place
+    pg_cron_jobid     bigint,                             -- where pg_cron runs it in our place,
+    pg_cron_command   text,                               -- by this command
     CONSTRAINT jobs_name UNIQUE (jobname, username)
 );
 
@@ -380,6 +381,12 @@ CREATE TABLE postroom.cron_leader (
     term        bigint NOT NULL DEFAULT 0,                -- grows with each other leader
     leads_since timestamptz,
     leads_until timestamptz
+);
+
+-- Keys of pg_cron's requests to our door (post_job), hashed: good for ten minutes, and for the jobs alone.
+CREATE TABLE postroom.job_keys (
+    key_hash bytea PRIMARY KEY,
+    made_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- What a claim, a start and a settle give back. Types of their own: a column that is added to a queue later

@@ -234,12 +234,22 @@ RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_job postroom.jobs;
 BEGIN
     UPDATE postroom.jobs
     SET schedule = CASE NEW.value WHEN 'off' THEN jobs.schedule ELSE NEW.value END, active = NEW.value <> 'off'
     WHERE jobs.builtin
         AND 'cron.' || jobs.jobname = NEW.key
-        AND (jobs.schedule <> NEW.value OR NOT jobs.active);
+        AND (jobs.schedule <> NEW.value OR NOT jobs.active)
+    RETURNING jobs.* INTO v_job;
+    IF v_job.pg_cron_command IS NOT NULL AND postroom.may_use_pg_cron() THEN
+        IF v_job.username = current_user THEN
+            PERFORM postroom.tell_pg_cron(v_job);
+        ELSE
+            RAISE WARNING 'pg_cron has % as it was: have % run `postroom cron use-pg-cron`', v_job.jobname, v_job.username;
+        END IF;
+    END IF;
     RETURN NULL;
 END;
 $$;
@@ -384,34 +394,6 @@ BEGIN
 END;
 $$;
 
--- The jobs and their history, whoever runs them.
-CREATE OR REPLACE VIEW postroom.cron_jobs AS
-SELECT
-    job.jobid,
-    job.schedule,
-    job.command,
-    job.nodename,
-    job.nodeport,
-    job.database,
-    job.username,
-    job.active,
-    job.jobname
-FROM postroom.jobs AS job;
-
-CREATE OR REPLACE VIEW postroom.cron_runs AS
-SELECT
-    run.jobid,
-    run.runid,
-    run.job_pid,
-    run.database,
-    run.username,
-    run.command,
-    run.status,
-    run.return_message,
-    run.start_time,
-    run.end_time
-FROM postroom.job_runs AS run;
-
 -- make_cron_schema: schema cron over our tables, where it may be made: pg_cron is not installed, and could not be
 -- (CREATE EXTENSION refuses where there is a schema cron) or is not wanted (p_use_own: `postroom cron use-own`).
 --
@@ -445,8 +427,13 @@ BEGIN
     IF v_found IS DISTINCT FROM v_mark THEN
         CREATE SCHEMA IF NOT EXISTS cron;
         EXECUTE format('COMMENT ON SCHEMA cron IS %L', v_mark);
-        CREATE OR REPLACE VIEW cron.job AS SELECT * FROM postroom.cron_jobs;
-        CREATE OR REPLACE VIEW cron.job_run_details AS SELECT * FROM postroom.cron_runs;
+        CREATE OR REPLACE VIEW cron.job AS
+        SELECT jobid, schedule, command, nodename, nodeport, database, username, active, jobname
+        FROM postroom.jobs;
+        CREATE OR REPLACE VIEW cron.job_run_details AS
+        SELECT
+            jobid, runid, job_pid, database, username, command, status, return_message, start_time, end_time
+        FROM postroom.job_runs;
 
         CREATE OR REPLACE FUNCTION cron.schedule(schedule text, command text) RETURNS bigint
         LANGUAGE sql SET search_path = ''
