@@ -32,6 +32,7 @@ EVENTS = {
     "lease.not_extended": "The leases of long attempts were not extended in time.",
     "library.said": "A library warned of something; logger says which.",
     "listener.lost": "The connection that hears of new work was lost; the worker polls until it is back.",
+    "metrics.incomplete": "A scrape got no answer of the database; it shows what the process itself knows.",
     "migration.step": "A step of bringing the database up to date, or what it found.",
     "report.failed": "An outcome is written down and could not be logged; error says why.",
     "scheduler.failed": "A look at the schedule ended in an error that is not the loss of the database.",

@@ -16,6 +16,7 @@ from postroom import Room
 from postroom.email.delivery import Delivery
 from postroom.email.transports import Failover
 from postroom.http import app
+from postroom.http.doors import Doors
 from postroom.http.server import serve
 from tests.queue.conftest import Recorder
 
@@ -34,6 +35,7 @@ class Served:
     client: httpx.AsyncClient
     url: str
     stop: asyncio.Event
+    doors: Doors
 
     async def send(self, **fields: Any) -> httpx.Response:
         """POST send-email with a whole e-mail, changed or widened by these fields; None takes one out."""
@@ -66,7 +68,8 @@ async def serving(
     await room.open()
     if not real_transport:
         room._delivery = Delivery(room.emails, Failover([recorder]))
-    task = asyncio.create_task(serve(app(room), "127.0.0.1", 0, ready=address.set_result, stop=stop))
+    served = app(room)
+    task = asyncio.create_task(serve(served, "127.0.0.1", 0, ready=address.set_result, stop=stop))
     task.add_done_callback(lambda _: address.done() or address.cancel())
     try:
         url = await address
@@ -76,7 +79,7 @@ async def serving(
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
-            yield Served(room, recorder, client, url, stop)
+            yield Served(room, recorder, client, url, stop, served.state.doors)
     finally:
         stop.set()
         await asyncio.wait_for(task, 30)

@@ -12,6 +12,7 @@ from postroom.email.direct import DirectSends
 from postroom.errors import DatabaseUnavailable
 from postroom.http.auth import Keyring
 from postroom.http.bodies import StrangersBodies
+from postroom.http.exposition import Exposition
 from postroom.http.passes import Passes
 from postroom.http.readiness import Readiness
 from postroom.queue.engine import Engine
@@ -30,6 +31,7 @@ class Doors:
         sources: Who may send webhooks, by name.
         stopping: Set when the server is about to end: nothing new is begun.
         strangers_bodies: How much of the events' bodies is held at once.
+        exposition: What /metrics says.
 
     Raises:
         ConfigError: A source in postroom.toml is wrong.
@@ -42,6 +44,7 @@ class Doors:
         self.sources = room.sources
         self.stopping = asyncio.Event()
         self.strangers_bodies = StrangersBodies()
+        self.exposition = Exposition(room)
         self._direct: DirectSends | None = None
         self._intake: Intake | None = None
         self._making = asyncio.Lock()

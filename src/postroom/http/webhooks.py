@@ -52,7 +52,13 @@ async def _receive(request: Request) -> Response:
         raise Refused(404, "no such source: name it in postroom.toml, as [webhooks.NAME]")
     request.state.facts["source"] = source.name
     with doors.strangers_bodies.share() as share:
-        return await _answer(request, doors, source, await _as_it_came(request, doors, source, share))
+        try:
+            came = await _as_it_came(request, doors, source, share)
+        except Refused as refused:
+            if refused.status == 503:
+                doors.exposition.intake[source.name, "not_stored"] += 1
+            raise
+        return await _answer(request, doors, source, came)
 
 
 async def process_webhook_retries(request: Request) -> Response:
@@ -73,6 +79,7 @@ async def _answer(request: Request, doors: Doors, source: Source, came: WebhookR
     try:
         verified = source.verify(came, time())
     except SignatureError as error:
+        doors.exposition.intake[source.name, "refused"] += 1
         await _say_why(doors, source, came, error)
         return error_answer(source.scheme.refusal_status, error.sentence)
     if (handshake := source.handshake(came, verified)) is not None:
@@ -100,8 +107,10 @@ async def _keep(
         is_new = await (await doors.intake()).keep(event)
     except (DatabaseUnavailable, LineFull, NotStored) as error:
         request.state.facts["error"] = str(error)
+        doors.exposition.intake[source.name, "not_stored"] += 1
         return error_answer(503, "not stored: send it again", {"retry-after": "5"})
     request.state.facts["duplicate"] = not is_new
+    doors.exposition.intake[source.name, "stored" if is_new else "duplicate"] += 1
     reach("door.answer.before")
     if (answer := source.scheme.acknowledge(came)) is not None:
         return _as_response(answer)

@@ -1,0 +1,122 @@
+"""What /metrics says: what the database knows of all processes, and what this one knows by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from postroom import log
+from postroom.errors import DatabaseUnavailable
+from postroom.metric_names import METRICS
+from postroom.queue.depths import Depths, read_depths
+from postroom.queues import QUEUES
+
+if TYPE_CHECKING:
+    from postroom.room import Room
+
+GOOD_S = 1.0
+"""Who asks more often than this gets the same answer: anybody may ask."""
+
+DEADLINE_S = 5.0
+"""Prometheus waits for ten."""
+
+Values = Mapping[tuple[str, ...], float]
+"""The samples of a metric, by the values of its labels."""
+
+_log = log.get_logger()
+
+
+class Exposition:
+    """
+    What this process exposes.
+
+    Attributes:
+        intake: Providers' requests by source and result, as the webhook door counts them.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self.intake: Counter[tuple[str, str]] = Counter()
+        self._room = room
+        self._looking = asyncio.Lock()
+        self._looked_at = -GOOD_S
+        self._text = b""
+
+    async def text(self) -> bytes:
+        """The metrics in Prometheus' text format; where the database is away, those of the process alone."""
+        async with self._looking:
+            if monotonic() - self._looked_at > GOOD_S:
+                self._text = await self._look()
+                self._looked_at = monotonic()
+            return self._text
+
+    async def _look(self) -> bytes:
+        found: dict[str, Values] = {
+            "postroom_webhook_intake_total": {(source, to): n for (source, to), n in self.intake.items()}
+        }
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._room.open()
+                found |= _of_depths(await read_depths(self._room.database, QUEUES))
+            found["postroom_database_up"] = {(): 1}
+        except Exception as error:
+            # A scrape that fails would hide what the process knows by itself, and that the database is away.
+            away = isinstance(error, DatabaseUnavailable | TimeoutError)
+            said = "the database does not answer" if away else f"{type(error).__name__}: {error}"
+            _log.warning("metrics.incomplete", error=said)
+            found["postroom_database_up"] = {(): 0}
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Found(found))
+        return generate_latest(registry)
+
+
+class _Found(Collector):
+    """What was found, as prometheus-client takes it; in the order of the names."""
+
+    def __init__(self, found: Mapping[str, Values]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        for name, values in sorted(self._found.items()):
+            metric = METRICS[name]
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(name, metric.meaning, labels=metric.labels)
+            for labels, value in sorted(values.items()):
+                family.add_metric(labels, value)
+            yield family
+
+
+def _of_depths(found: Depths) -> dict[str, Values]:
+    queues = [queue.name for queue in QUEUES]
+    workers = Counter((worker.queue, "asleep" if worker.asleep else "busy") for worker in found.workers)
+    begun: Counter[str] = Counter()
+    for worker in found.workers:
+        begun[worker.queue] += worker.begun
+    return {
+        "postroom_queue_depth": {
+            (queue, state): found.live.get((queue, state), 0)
+            for queue, state in {*found.live, *((queue, "due") for queue in queues)}
+        },
+        "postroom_queue_oldest_due_seconds": {(queue,): found.oldest_due_s[queue] for queue in queues},
+        "postroom_dead_letters": {(queue,): count for queue, count in found.dead_letters.items()},
+        "postroom_workers": {
+            (queue, state): workers[queue, state] for queue in queues for state in ("asleep", "busy")
+        },
+        "postroom_worker_attempts_in_flight": {(queue,): begun[queue] for queue in queues},
+        "postroom_transport_paused": {(name,): float(paused) for name, paused in found.transports.items()},
+        "postroom_limit_slots": {(limit.key,): limit.amount or 0 for limit in found.limits},
+        "postroom_limit_slots_used": {(limit.key,): limit.used or 0 for limit in found.limits},
+        "postroom_cron_leader": {(): float(found.cron_leads)},
+        "postroom_cron_job_failing": {(job.name,): float(job.failing) for job in found.jobs},
+        "postroom_cron_job_last_success_timestamp_seconds": {
+            (job.name,): job.last_success_s for job in found.jobs
+        },
+        "postroom_oldest_snapshot_seconds": {(): found.oldest_snapshot_s},
+    }

@@ -1,0 +1,82 @@
+"""
+The names of all metrics at /metrics: they are an interface, since people draw and alert by them.
+
+docs/metrics.md shows the same list; a test compares both with what is exposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["gauge", "counter", "histogram"]
+Scope = Literal["database", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """
+    One metric.
+
+    Attributes:
+        scope: `database`: the same number at every process that is scraped, about all of them together;
+            `process`: of the one that answers.
+        labels: Their values come from fixed sets, from the settings, or are bounded in number.
+        meaning: One sentence, its unit where the name has none.
+    """
+
+    kind: Kind
+    scope: Scope
+    labels: tuple[str, ...]
+    meaning: str
+
+
+METRICS = {
+    "postroom_cron_job_failing": Metric(
+        "gauge", "database", ("job",), "1 where the last scheduled run of a job failed."
+    ),
+    "postroom_cron_job_last_success_timestamp_seconds": Metric(
+        "gauge", "database", ("job",), "When the last run of a job that succeeded began; 0 before the first."
+    ),
+    "postroom_cron_leader": Metric("gauge", "database", (), "1 where a scheduler leads, so that jobs run."),
+    "postroom_database_up": Metric(
+        "gauge", "process", (), "1 where the database answered this scrape; else its metrics are not there."
+    ),
+    "postroom_dead_letters": Metric(
+        "gauge", "database", ("queue",), "Dead letters that wait for a person; an estimate beyond 20,000."
+    ),
+    "postroom_limit_slots": Metric(
+        "gauge", "database", ("limit",), "Slots of a limit that all e-mails share in its window."
+    ),
+    "postroom_limit_slots_used": Metric("gauge", "database", ("limit",), "Those that are used at present."),
+    "postroom_oldest_snapshot_seconds": Metric(
+        "gauge",
+        "database",
+        (),
+        "Age of the oldest transaction that keeps vacuum from its work; 0 where there is none.",
+    ),
+    "postroom_queue_depth": Metric(
+        "gauge",
+        "database",
+        ("queue", "state"),
+        "Live rows: due, leased, refused, or what they wait for; uncounted: those beyond the first 20,000.",
+    ),
+    "postroom_queue_oldest_due_seconds": Metric(
+        "gauge", "database", ("queue",), "For how long the oldest row that is due has been due; 0: none is."
+    ),
+    "postroom_transport_paused": Metric(
+        "gauge", "database", ("transport",), "1 where a transport is down and rests, 0 where it is up again."
+    ),
+    "postroom_webhook_intake_total": Metric(
+        "counter",
+        "process",
+        ("source", "result"),
+        "Requests of providers: stored, duplicate, refused (its signature), not_stored (503).",
+    ),
+    "postroom_worker_attempts_in_flight": Metric(
+        "gauge", "database", ("queue",), "Attempts that have begun and are not settled."
+    ),
+    "postroom_workers": Metric(
+        "gauge", "database", ("queue", "state"), "Workers that claim and are alive: busy, asleep."
+    ),
+}
