@@ -90,7 +90,8 @@ def assert_in_proportion(reading: Reading, table: str, batch: int, what: str) ->
     """Four looks at a row at most, a few rows to find the way, and about 30 pages a row that is written."""
     assert not reading.scanned_whole(table), what
     assert reading.rows_of(table) <= 4 * batch + 10, what
-    assert reading.pages <= 60 * batch + 400, what
+    # 800: a first call reads the catalogue, to plan what it says.
+    assert reading.pages <= 60 * batch + 800, what
 
 
 def test_an_emails_way_reads_its_batch(reader: Reader) -> None:

@@ -506,8 +506,8 @@ async def test_a_higher_priority_passes_the_line_of_its_recipient(sql: Session) 
     urgent = await sql.insert(to_email="ada@example.com", priority=1)
     plain = await sql.insert(to_email="ada@example.com")
     await age_books(sql, timedelta(seconds=61))
-    begun, planned = await begun_and_waiting(worker)
-    assert (begun, planned) == ([urgent], [plain])
+    assert await begun_and_waiting(worker) == ([urgent], [])
+    assert (await sql.row(plain))["waits_for"] == f"limit:{ADA}"
     assert (await sql.row(plain))["due_at"] > (await sql.row(waiting[-1]))["due_at"] - timedelta(seconds=62)
 
 
@@ -519,6 +519,7 @@ async def test_a_newcomer_stands_behind_those_that_wait(sql: Session) -> None:
     _, (ticket,) = await begun_and_waiting(worker)
     await age_books(sql, timedelta(seconds=61))
     newcomer = await sql.insert(to_email="ada@example.com")
-    assert await begun_and_waiting(worker) == ([], [newcomer])
+    assert await begun_and_waiting(worker) == ([], [])
+    assert (await sql.row(newcomer))["waits_for"] == f"limit:{ADA}"
     await sql.make_due(ticket)
     assert await begun_and_waiting(worker) == ([ticket], [])

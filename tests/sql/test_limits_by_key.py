@@ -305,3 +305,76 @@ async def test_workers_over_crossed_limits_never_deadlock(connect: Connect, sql:
 
     begun = sum(await asyncio.wait_for(asyncio.gather(*map(run, range(4))), 60))
     assert await counter(sql, "email:sender:s@b.example") == begun == 192
+
+
+async def a_line(sql: Session, worker: Worker) -> None:
+    """One slot a minute for a domain, taken, and a mail that stands in line for the next."""
+    await sql.set(DOMAIN, "1/60s")
+    await sql.insert_many(["first@gmail.com", "second@gmail.com"])
+    await begun_and_waiting(worker)
+
+
+async def test_who_surely_has_to_wait_gets_his_time_without_a_lease(sql: Session) -> None:
+    """One write, behind all that wait already; others, and those of a higher priority, are leased."""
+    worker = await sql.worker()
+    await a_line(sql, worker)
+    hot = await sql.insert_many(["third@gmail.com", "fourth@gmail.com"])
+    urgent = await sql.insert(to_email="urgent@gmail.com", priority=1)
+    other = await sql.insert()
+    assert [lease.id for lease in await worker.claim()] == [urgent, other]
+    rows = [await sql.row(row_id) for row_id in hot]
+    assert {(row["status"], row["lease_no"], row["waits_for"], row["attempts"]) for row in rows} == {
+        ("pending", 0, "limit:email:domain:gmail.com", 0)
+    }
+    now = await sql.now()
+    assert [round((row["due_at"] - now).total_seconds() / 60.8) for row in rows] == [2, 3]
+    assert [row["next_retry_at"] for row in rows] == [row["due_at"] for row in rows]
+
+
+async def test_a_claim_waits_for_no_book(connect: Connect, sql: Session) -> None:
+    """Somebody holds it: what would have to wait there stays due as it was, and others are leased."""
+    worker = await sql.worker()
+    await a_line(sql, worker)
+    hot = await sql.insert(to_email="third@gmail.com")
+    other = await sql.insert()
+    before = await sql.row(hot)
+    holder = await connect()
+    async with holder.transaction():
+        await holder.execute("SELECT postroom.lock_books(ARRAY['email:domain:gmail.com'])")
+        claimed = await asyncio.wait_for(worker.claim(), 20)
+    assert [lease.id for lease in claimed] == [other]
+    assert await sql.row(hot) == before
+    assert await worker.claim() == []
+    assert (await sql.row(hot))["waits_for"] == "limit:email:domain:gmail.com"
+
+
+async def test_a_row_that_refuses_its_time_stops_no_other(sql: Session) -> None:
+    """Its own trigger raises: it is set aside, and the others of its batch are leased or planned."""
+    worker = await sql.worker()
+    await a_line(sql, worker)
+    await sql.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON email_queue
+        FOR EACH ROW WHEN (OLD.subject = 'refuses') EXECUTE FUNCTION refuse();
+        """
+    )
+    refuses = await sql.insert(to_email="third@gmail.com", subject="refuses")
+    hot = await sql.insert(to_email="fourth@gmail.com")
+    other = await sql.insert()
+    begun, waiting = await begun_and_waiting(worker)
+    assert (begun, waiting) == ([other], [hot])
+    assert await sql.fetchval("SELECT array_agg(id) FROM postroom.refused_rows") == [refuses]
+
+
+async def test_one_claim_looks_past_what_has_to_wait(sql: Session) -> None:
+    """Hundreds of mails to one domain stand in front: the claim gives them their times and finds the next."""
+    worker = await sql.worker()
+    await a_line(sql, worker)
+    await sql.execute(
+        "INSERT INTO email_queue (to_email, subject, html) "
+        "SELECT n || '@gmail.com', 's', 'h' FROM generate_series(1, 300) AS n"
+    )
+    other = await sql.insert()
+    assert [lease.id for lease in await worker.claim(10)] == [other]
+    assert await sql.fetchval("SELECT count(DISTINCT due_at) FROM email_queue WHERE lease_no = 0") == 300

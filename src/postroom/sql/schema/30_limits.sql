@@ -335,6 +335,11 @@ STABLE
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+DECLARE
+    -- Only what somebody has set is looked up for each mail.
+    v_kinds text[] := ARRAY(
+        SELECT split_part(setting.key, '.', 3) FROM postroom.settings AS setting WHERE setting.amount IS NOT NULL
+    );
 BEGIN
     RETURN QUERY
     SELECT
@@ -344,18 +349,18 @@ BEGIN
         WITH ORDINALITY AS mail (to_email, from_email, email_type, route, rerouted, place)
     CROSS JOIN LATERAL (
         VALUES
-            (1, postroom.recipient_key(mail.to_email)),
-            (2, 'email:domain:' || left(lower(btrim(substring(mail.to_email FROM '@([^@]*)$'))), 500)),
-            (3, 'email:type:' || left(lower(btrim(mail.email_type)), 500)),
-            (4, 'email:sender:' || left(lower(btrim(
+            (1, 'recipient', postroom.recipient_key(mail.to_email)),
+            (2, 'domain', 'email:domain:' || left(lower(btrim(substring(mail.to_email FROM '@([^@]*)$'))), 500)),
+            (3, 'type', 'email:type:' || left(lower(btrim(mail.email_type)), 500)),
+            (4, 'sender', 'email:sender:' || left(lower(btrim(
                 COALESCE(substring(mail.from_email FROM '<([^<>]*)>\s*$'), mail.from_email)
             )), 500)),
-            (5, 'email:transport:' || substring(mail.route FROM '^[a-z]+')),
-            (6, 'email:transport:' || NULLIF(left(lower(mail.route), 500), substring(mail.route FROM '^[a-z]+'))),
-            (9, 'email:global')
-    ) AS wanted (rank, key)
+            (5, 'transport', 'email:transport:' || substring(mail.route FROM '^[a-z]+')),
+            (6, 'transport', 'email:transport:' || NULLIF(left(lower(mail.route), 500), substring(mail.route FROM '^[a-z]+'))),
+            (9, 'global', 'email:global')
+    ) AS wanted (rank, kind, key)
     JOIN postroom.settings AS rule ON rule.key = postroom.limit_setting_of(wanted.key) AND rule.amount IS NOT NULL
-    WHERE mail.rerouted IS NOT TRUE OR wanted.rank IN (5, 6)
+    WHERE wanted.kind = ANY (v_kinds) AND (mail.rerouted IS NOT TRUE OR wanted.kind = 'transport')
     ORDER BY mail.place, wanted.rank;
 END;
 $$;
