@@ -121,15 +121,21 @@ class Account:
 
     def _count_events(self, house: House, promises: Promises) -> None:
         with house.connected() as db:
-            rows = db.execute("SELECT webhook_event_id, status FROM webhook_retry_queue").fetchall()
+            rows = db.execute(
+                """
+                SELECT queued.webhook_event_id, queued.status, encode(sha256(request.body), 'hex')
+                FROM webhook_retry_queue AS queued
+                LEFT JOIN postroom.webhook_requests AS request ON request.id = queued.id
+                """
+            ).fetchall()
             effects = Counter(
                 (str(row[0]), str(row[1]))
                 for row in db.execute("SELECT handler, event_id FROM chaos.effects").fetchall()
             )
         stored = Counter(str(row[0]) for row in rows)
-        done = {str(event_id) for event_id, status in rows if status == "processed"}
+        done = {str(event_id) for event_id, status, _ in rows if status == "processed"}
         wanted = {(handler, event_id) for event_id in done for handler in HANDLERS}
-        unfinished = sum(status != "processed" for _, status in rows)
+        unfinished = sum(status != "processed" for _, status, _ in rows)
         self.facts |= {
             "events answered 200": len(promises.answered),
             "events stored": len(stored),
@@ -138,6 +144,9 @@ class Account:
         self.findings |= {
             "lost events": sorted(promises.answered - stored.keys()),
             "events stored twice": [event_id for event_id, count in stored.items() if count > 1],
+            "events stored with other bytes": [
+                str(event_id) for event_id, _, digest in rows if promises.offered.get(str(event_id)) != digest
+            ],
             "lost effects": [
                 f"{handler} of {event_id}" for handler, event_id in sorted(wanted - effects.keys())
             ],
@@ -174,7 +183,7 @@ class Account:
         self.findings["outcomes overwritten by an old lease"] = [
             f"{row[2]} ({row[0]} {row[1]})" for row in overwritten
         ]
-        server_log = (house.server.folder / "log").read_text(errors="replace")
+        server_log = "".join((one.folder / "log").read_text(errors="replace") for one in house.servers)
         self.findings["deadlocks"] = ["deadlock detected"] * server_log.count("deadlock detected")
         logged: Counter[str] = Counter()
         for line in house.logs():

@@ -28,6 +28,7 @@ Undo = Callable[[], None]
 Fault = Callable[[House, random.Random], Undo | None]
 """Breaks something, now; what it gives back is called when the fault ends."""
 
+FAILOVER = "failover to the synchronous standby"  # needs Scenario.standby
 END_S_MAX = 20.0
 """Who was told to end is killed after so long: with the database away it may not be able to."""
 
@@ -95,6 +96,12 @@ def _stop_server(how: signal.Signals) -> Fault:
     return fault
 
 
+def fail_over(house: House, _rng: random.Random) -> Undo:
+    """PostgreSQL is gone for ever, and its synchronous standby takes over; then that one gets a standby."""
+    house.fail_over()
+    return house.add_standby
+
+
 def silence(house: House, _rng: random.Random) -> Undo:
     """The network is gone: nothing arrives and nobody hears of it; what was said comes when it is back."""
     house.proxy.silence()
@@ -153,6 +160,7 @@ FAULTS: dict[str, Fault] = {
     "PostgreSQL stopped fast": _stop_server(signal.SIGINT),
     "PostgreSQL stopped at once": _stop_server(signal.SIGQUIT),
     "PostgreSQL killed": _stop_server(signal.SIGKILL),
+    FAILOVER: fail_over,
     "network silent for a while": silence,
     "network half open": _at_statements(HALF_OPEN_BEFORE, ".", 0.1, 0.5),
     "network half open after the server has answered": _at_statements(HALF_OPEN_AFTER, ".", 0.05, 0.3),

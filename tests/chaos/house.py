@@ -130,8 +130,8 @@ class House:
     Everything that a fault may break.
 
     Attributes:
+        servers: All that there were; the last one is the database, or its standby.
         url: The database by the bad network, as workers, doors and callers use it.
-        direct_url: The same without the network, for the rig's own looks.
         missing: Faults that cannot be had here, and why.
     """
 
@@ -140,8 +140,8 @@ class House:
     server: PostgresServer
     proxy: Proxy
     sink: Sink
+    database: str
     url: str
-    direct_url: str
     database_disk: Path | None
     maildir: Path
     maildir_disk: Path | None
@@ -149,6 +149,12 @@ class House:
     doors: list[Seat] = field(default_factory=list)
     door_urls: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    servers: list[PostgresServer] = field(default_factory=list)
+
+    @property
+    def direct_url(self) -> str:
+        """The database without the network, for the rig's own looks."""
+        return self.server.url_of(self.database)
 
     def connected(self) -> Db:
         """The rig's own look at the database."""
@@ -165,6 +171,26 @@ class House:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         psutil.wait_procs(children, timeout=30)
+
+    def add_standby(self) -> None:
+        """Give the server a synchronous standby, on which every commit waits from now on."""
+        folder = self.folder / f"standby{len(self.servers)}"
+        folder.mkdir(mode=0o711)
+        standby = self.server.make_standby(folder)
+        standby.start()
+        self.servers.append(standby)
+        with psycopg.connect(self.server.url, autocommit=True) as db:
+            db.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            db.execute("SELECT pg_reload_conf()")
+
+    def fail_over(self) -> None:
+        """The server is gone for ever; its standby takes over."""
+        self.crash()
+        self.server = self.servers[-1]
+        with psycopg.connect(self.server.url, autocommit=True) as db:
+            db.execute("SELECT pg_promote()")
+        self.proxy.server_port = self.server.port
+        self.proxy.drop_connections()
 
     def server_lives(self) -> bool:
         """Whether PostgreSQL answers; one that its full disk has ended must be started by somebody."""
@@ -229,29 +255,21 @@ def running_house(scenario: Scenario) -> Iterator[House]:
             missing |= {"disk full for PostgreSQL": why, "disk full for the maildir": why}
         server = stack.enter_context(running_server(settings=DURABLE, folder=disk))
         database = server.create_database()
-        direct_url = server.url_of(database)
-        asyncio.run(migrate(direct_url))
+        asyncio.run(migrate(server.url_of(database)))
         proxy = stack.enter_context(running_proxy(server.port))
         sink = stack.enter_context(Sink(folder).running())
-        url = proxy.url_of(direct_url)
+        url = proxy.url_of(server.url_of(database))
         maildir = (maildir_disk or folder) / "mail"
         house = House(
-            scenario,
-            folder,
-            server,
-            proxy,
-            sink,
-            url,
-            direct_url,
-            disk,
-            maildir,
-            maildir_disk,
-            missing=missing,
+            scenario, folder, server, proxy, sink, database, url, disk, maildir, maildir_disk, missing=missing
         )
+        house.servers.append(server)
         _prepare_database(house)
         (folder / "postroom.toml").write_text(dedent(TOML))
         _seat(house)
         try:
+            if scenario.standby:
+                house.add_standby()
             for seat in (*house.workers, *house.doors):
                 seat.start()
             house.wait_until_at_work()
@@ -259,9 +277,11 @@ def running_house(scenario: Scenario) -> Iterator[House]:
         finally:
             for seat in (*house.workers, *house.doors):
                 seat.kill()
+            for standby in house.servers[1:]:
+                standby.stop(signal.SIGQUIT)
             if scenario.keep is not None:
                 scenario.keep.mkdir(parents=True, exist_ok=True)
-                for path in (*folder.glob("*.log"), sink.ledger, server.folder / "log"):
+                for path in (*folder.glob("*.log"), sink.ledger, house.server.folder / "log"):
                     shutil.copy(path, scenario.keep)
 
 

@@ -16,7 +16,7 @@ class Promises:
         rolled_back: Mails whose transaction was rolled back: they must never be seen.
         unknown: Mails whose commit had no answer and was not repeated: they may be there or not.
         answered: Events that were answered 200.
-        offered: Events that were posted at all.
+        offered: Events that were posted at all, and the SHA-256 of their bytes.
         broken: What was told and cannot be, such as two ids for one key.
         counts: Of what the traffic did, by kind.
     """
@@ -25,7 +25,7 @@ class Promises:
     rolled_back: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
     answered: set[str] = field(default_factory=set)
-    offered: set[str] = field(default_factory=set)
+    offered: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 

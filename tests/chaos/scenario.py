@@ -49,7 +49,7 @@ WEIGHTS = MappingProxyType(
         "receiver is slow": 2,
     }
 )
-"""Every fault of faults.py, and how often it comes compared with the others."""
+"""Every fault of faults.py but one, and how often it comes compared with the others."""
 
 LASTS_S = MappingProxyType(
     {
@@ -94,6 +94,7 @@ class Scenario:
         environment: Further variables of workers and doors.
         worker_command, door_command: What is started in place of `python -m postroom`.
         clocks_off: Whether one worker's clock is an hour ahead and one's an hour behind.
+        standby: Whether PostgreSQL has a synchronous standby.
         maildir: Whether one worker files into a maildir.
         edits: Of functions in the database of the run: name, old text, new text.
         statements: What else is run in the database beforehand.
@@ -118,6 +119,7 @@ class Scenario:
     environment: Mapping[str, str] = field(default_factory=dict)
     clocks_off: bool = True
     maildir: bool = True
+    standby: bool = False
     worker_command: tuple[str, ...] = ()
     door_command: tuple[str, ...] = ()
     edits: tuple[tuple[str, str, str], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 import time
@@ -249,12 +250,12 @@ class Traffic:
         """One event, to one door or to all at once, until it is answered 200; now and then once more."""
         self._events += 1
         event_id = f"evt_{self._events:07d}"
-        self._promises.offered.add(event_id)
+        payload = {"id": event_id, "type": "checkout.session.completed", "shop": "Grüße 你好"}
 
         async def attempt() -> None:
             url = f"{random.choice(self._house.door_urls)}/webhooks/stripe"
-            payload = {"id": event_id, "type": "checkout.session.completed"}
             request = signed("stripe", payload, STRIPE_SECRET, url=url)
+            self._promises.offered[event_id] = hashlib.sha256(request.body).hexdigest()
             async with self._http.post(url, data=request.body, headers=request.headers) as answer:
                 if answer.status == 200:
                     self._promises.answered.add(event_id)

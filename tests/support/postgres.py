@@ -113,6 +113,16 @@ class PostgresServer:
             process.send_signal(signal_number)
             process.wait(timeout=60)
 
+    def make_standby(self, folder: Path) -> PostgresServer:
+        """A copy in another folder, which follows this server once it is started."""
+        standby = PostgresServer(folder, self.programs, self._account)
+        data = folder / "data"
+        data.mkdir(mode=0o700)
+        os.chown(data, self._account.uid, self._account.gid)
+        copying = ("-d", self.url, "-D", str(data), "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        self._run("pg_basebackup", *copying)
+        return standby
+
     def create_database(self, *, template: str | None = None, owner: str | None = None) -> str:
         """Create a database with a name of its own and return the name."""
         name = f"t_{secrets.token_hex(6)}"
