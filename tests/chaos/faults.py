@@ -168,6 +168,7 @@ FAULTS: dict[str, Fault] = {
     "reset before COMMIT was sent": _at_statements(CUT_BEFORE, "COMMIT", 0.3, 1.0),
     "reset after any statement was sent": _at_statements(CUT_AFTER, ".", 0.02, 0.2),
     "network slow": _at_statements(Delay(0.15), ".", 0.3, 1.0),
+    "slots of limits known late": _at_statements(Trickle(100, 0.4), "begin_emails", 0.3, 0.7),
     "network trickles": _at_statements(Trickle(32, 0.002), ".", 0.3, 1.0),
     "disk full for PostgreSQL": fill_database_disk,
     "disk full for the maildir": fill_maildir_disk,

@@ -140,9 +140,7 @@ ALL = (
         replace(
             ONLY_MAILS,
             mails_per_s=80.0,
-            gap_s=(3.5, 4.5),
-            seconds=20.0,
-            weights={"network silent for a while": 1},
+            weights={"slots of limits known late": 1},
             worker_command=_saboteur(use_slots_of_any_age),
         ).with_policy(email__limit__global="20/1s", email__limit__recipient="off", lease="10s"),
         ("over the limit",),

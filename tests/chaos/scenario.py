@@ -39,6 +39,7 @@ WEIGHTS = MappingProxyType(
         "reset after any statement was sent": 2,
         "network slow": 2,
         "network trickles": 2,
+        "slots of limits known late": 2,
         "disk full for PostgreSQL": 1,
         "disk full for the maildir": 2,
         "receiver refuses connections": 2,
