@@ -27,6 +27,11 @@ WEBHOOKS = QueueTable(
     done_at="processed_at",
     retry="postroom.retry_dead_webhooks",
     discard="postroom.discard_dead_webhooks",
+    programs="""(
+        SELECT array_agg(DISTINCT handlers.app)
+        FROM postroom.handlers
+        WHERE handlers.source = item.webhook_type
+    )""",
 )
 
 QUEUES = (EMAILS, WEBHOOKS)

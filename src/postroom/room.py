@@ -338,7 +338,7 @@ class Room:
         if others:
             raise ConfigError(
                 f"--app {app}: {others[0]} has handlers of the same source, and one program must have all of "
-                "a source; where that program is gone, delete its rows from postroom.handlers"
+                f"a source; where that one is gone for good, run `postroom webhooks forget {others[0]}`"
             )
 
     def webhook_delivery(self) -> WebhookDelivery:

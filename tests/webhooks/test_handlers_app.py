@@ -195,8 +195,31 @@ def test_two_programs_with_handlers_of_one_source_are_refused(programs: Programs
     done = programs.run("worker", "--app", "other:room", "--drain")
     assert done.returncode == 1
     assert "shop:room has handlers of the same source" in done.stderr.splitlines()[-1]
-    db.execute("DELETE FROM postroom.handlers WHERE app = 'shop:room'")
+    assert "postroom webhooks forget shop:room" in done.stderr.splitlines()[-1]
+    forgotten = programs.run("webhooks", "forget", "shop:room")
+    assert (forgotten.returncode, forgotten.stdout) == (0, "forgotten: fulfil of stripe\n")
     assert programs.run("worker", "--app", "other:room", "--drain").returncode == 0
+    unknown = programs.run("webhooks", "forget", "shop:room")
+    assert unknown.returncode == 1
+    assert unknown.stderr == "postroom: no program 'shop:room' has registered handlers; known: other:room\n"
+
+
+def test_an_event_that_waits_for_a_program_says_so(programs: Programs, db: Db) -> None:
+    """`explain` and `doctor` name the program, how it is started, and what to do where it is gone."""
+    db.execute("INSERT INTO postroom.handlers VALUES ('shop:room', 'stripe', 'fulfil', '{*}')")
+    insert(db, "evt_1")
+    db.execute("UPDATE webhook_retry_queue SET due_at = now() - interval '1 hour' RETURNING id")
+    row = db.execute("SELECT id FROM webhook_retry_queue").fetchone()
+    assert row is not None
+    with programs.running("worker", "--queues", "webhooks") as worker:
+        worker.working()
+        explained = programs.run("explain", str(row[0])).stdout
+        found = programs.run("doctor").stdout
+        elsewhere = worker.events("webhook.handled_elsewhere")
+    assert "Only a worker with --app shop:room takes it" in explained
+    assert "postroom webhooks forget shop:room" in explained
+    assert "1 event waits for a worker with --app shop:room, for 1 h" in " ".join(found.split())
+    assert elsewhere[0]["app"] == "shop:room"
 
 
 def test_a_new_version_of_a_program_replaces_its_handlers(programs: Programs, db: Db) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,10 +40,11 @@ async def _examine() -> list[Finding]:
     from postroom.errors import ConfigError, PostroomError
     from postroom.finding import problem
     from postroom.room import Room
+    from postroom.webhooks.examine import check_sources
 
     with progress("looking") as tell:
         room = Room()
-        found = _check_settings(room.settings)
+        found = [*_check_settings(room.settings), *check_sources(room.settings)]
         try:
             tell("the database")
             found += await _check_database(room)
@@ -78,10 +80,11 @@ def _check_settings(settings: Settings) -> list[Finding]:
 
 async def _check_database(room: Room) -> list[Finding]:
     from postroom.database.doctor import check_access, check_server
-    from postroom.errors import SchemaError
+    from postroom.errors import ConfigError, SchemaError
     from postroom.finding import ok, problem, warning
     from postroom.queue.doctor import check_queues
     from postroom.queues import QUEUES
+    from postroom.webhooks.examine import check_handlers
 
     await room.open()
     found = await check_server(room.database, listen_url=room.settings.listen_url is not None)
@@ -92,6 +95,8 @@ async def _check_database(room: Room) -> list[Finding]:
     found.append(ok("schema", "up to date"))
     found += await check_access(room.database)
     found += await check_queues(room.database, QUEUES, worked=["email", "webhook"])
+    with suppress(ConfigError):  # it is told already
+        found += await check_handlers(room.database, room.sources)
     if room.settings.service_key is None and room.settings.database_url is not None:
         keys = await room.database.fetchval("SELECT count(*) FROM postroom.service_keys")
         if not keys:

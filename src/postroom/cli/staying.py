@@ -94,6 +94,7 @@ def stay(work: Callable[[Staying], Awaitable[None]], app: str | None = None) -> 
 async def work_and_serve(staying: Staying) -> None:
     """All of the house."""
     ready = asyncio.Event()
+    check_sources(staying.room)
     if await staying.opened(bring_up_to_date=True):
         await staying.run_together(_serve(staying, ready), _work_when(ready, staying))
 
@@ -107,6 +108,7 @@ async def schedule(staying: Staying) -> None:
 
 async def serve(staying: Staying) -> None:
     """HTTP alone."""
+    check_sources(staying.room)
     if await staying.opened():
         await staying.run_together(_serve(staying, asyncio.Event()))
 
@@ -123,6 +125,8 @@ class Work:
     queues: frozenset[str]
 
     async def __call__(self, staying: Staying) -> None:
+        if "webhooks" in self.queues:
+            check_sources(staying.room)
         if await staying.opened():
             await staying.run_together(*await _workers(staying, self.queues))
 
@@ -143,12 +147,24 @@ class Drain:
         Raises:
             PostroomError: A transport is paused, so what is due stays.
         """
+        if "webhooks" in self.queues:
+            check_sources(staying.room)
         if not await staying.opened():
             return
         if "webhooks" in self.queues:
             await _drain_webhooks(staying)
         if "email" in self.queues:
             await _drain_emails(staying)
+
+
+def check_sources(room: Room) -> None:
+    """
+    Read the sources before the database is opened: a mistake in postroom.toml shows at once.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    assert room.sources is not None
 
 
 async def _drain_emails(staying: Staying) -> None:

@@ -1,4 +1,4 @@
-"""`postroom webhooks`: why a signature does not hold; events again, or those that never arrived."""
+"""`postroom webhooks`: why a signature does not hold; events again, or those that never came."""
 
 from __future__ import annotations
 
@@ -216,6 +216,25 @@ async def _reconcile(name: str, since: datetime, events: tuple[str, ...], *, jso
         raise PostroomError(
             f"the database refused {count_of(found.refused, 'event')}: see its triggers and constraints"
         )
+
+
+@app.command("forget")
+def forget(
+    program: Annotated[str, typer.Argument(metavar="MODULE:ROOM", help="As it was given to --app.")],
+) -> None:
+    """Forget the handlers of a program that is gone for good: its events are any worker's then."""
+    run(_forget(program))
+
+
+async def _forget(program: str) -> None:
+    async with opened_room() as room:
+        forgotten = await room.webhooks.forget_handlers(program)
+        if not forgotten:
+            rows = await room.database.fetch("SELECT DISTINCT app FROM postroom.handlers ORDER BY app")
+            known = ", ".join(row["app"] for row in rows) or "none"
+            raise PostroomError(f"no program {program!r} has registered handlers; known: {known}")
+    for source, name in forgotten:
+        print_line(f"forgotten: {name} of {source}")
 
 
 def _moment(option: str, text: str, now: datetime) -> datetime:

@@ -111,6 +111,8 @@ async def _keep(
         return error_answer(503, "not stored: send it again", {"retry-after": "5"})
     request.state.facts["duplicate"] = not is_new
     doors.exposition.intake[source.name, "stored" if is_new else "duplicate"] += 1
+    if not is_new:
+        del request.state.facts["id"]  # it names no row
     reach("door.answer.before")
     if (answer := source.scheme.acknowledge(came)) is not None:
         return _as_response(answer)

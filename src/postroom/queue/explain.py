@@ -66,7 +66,8 @@ class Why:
 
     Attributes:
         reason: For programs: `limit:…`, `backoff`, `send_at`, `next_retry_at`, `transport`, `no_worker`,
-            `due`, `lease`, `refused`, `sent` or `processed`, `dead_letter`, `failed`, `unknown_status`.
+            `program`, `due`, `lease`, `refused`, `sent` or `processed`, `dead_letter`, `failed`,
+            `unknown_status`.
         lines: For people: sentences, the reason first, what to do last.
     """
 
@@ -173,9 +174,20 @@ def _due(queue: QueueTable, row: Mapping[str, Any], house: House) -> Why:
         free = f"the next slot is free in {duration(limit.next_free_s or 0)}."
         line = f"It waits for the limit {limit.key} ({limit.setting}): {free}"
         return Why(f"limit:{limit.key}", [line, *_line_of(queue, house), *before])
+    if row["programs"] and due_for_s > LEFT_ALONE_S:
+        return Why("program", [f"{since}.", *_left_to(row["programs"]), *_line_of(queue, house), *before])
     state = "asleep" if house.workers_asleep == house.workers else "at work"
     line = f"{since}; {count_of(house.workers, 'worker')} {state}."
     return Why("due", [line, *_line_of(queue, house), *before])
+
+
+def _left_to(programs: Sequence[str]) -> list[str]:
+    """Its handlers are in a program, and workers without that one leave it alone."""
+    app = programs[0]
+    return [
+        f"Only a worker with --app {app} takes it: see that `postroom worker --app {app}` runs.",
+        f"Where that program is gone for good: postroom webhooks forget {app}",
+    ]
 
 
 def _failed_before(row: Mapping[str, Any]) -> list[str]:
@@ -302,7 +314,7 @@ def _row_sql(queue: QueueTable) -> str:
             COALESCE(item.max_attempts, 6) AS max_attempts, item.last_error,
             item.created_at, item.failed_at, item.{queue.done_at} AS done_at, item.priority,
             item.waits_for, item.dead_reason, item.leased_by, item.attempt_log::text AS attempt_log,
-            {about},
+            {about}, {queue.programs} AS programs,
             COALESCE(item.due_at, item.next_retry_at) AS due_at,
             COALESCE(item.due_at, item.next_retry_at, '-infinity') <= clock_timestamp() AS is_due,
             COALESCE((

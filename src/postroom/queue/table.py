@@ -19,6 +19,7 @@ class QueueTable:
         done: The status of a row that has succeeded.
         done_at: When it did.
         limit_key: The limit that all rows share; None where there is none.
+        programs: SQL for the programs whose workers alone take the row `item`, an array; NULL where any does.
         retry, discard: The functions that act on dead letters.
     """
 
@@ -32,3 +33,4 @@ class QueueTable:
     retry: str
     discard: str
     limit_key: str | None = None
+    programs: str = "NULL::text[]"

@@ -193,8 +193,9 @@ class Delivery:
         if monotonic() - self._looked_at < LOOK_S:
             return
         elsewhere = await self.store.sources_of_others(self.handlers.names())
-        for source in sorted(elsewhere - set(self.store.not_of)):
-            _log.info("webhook.handled_elsewhere", source=source)
+        if new := elsewhere - set(self.store.not_of):
+            for source, apps in sorted((await self.store.programs_of(sorted(new))).items()):
+                _log.info("webhook.handled_elsewhere", source=source, app=", ".join(apps))
         self.store.not_of = tuple(sorted(self._unknown | elsewhere))
         self._looked_at = monotonic()
 

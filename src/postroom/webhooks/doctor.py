@@ -260,6 +260,8 @@ def _completed(case: _Case, name: str, value: str, match: re.Match[str]) -> int 
 def _other_scheme(case: _Case) -> Diagnosis | None:
     known = [scheme for scheme in SCHEMES.values() if _bears(case.request, scheme)]
     others = [scheme for scheme in known if scheme.name != case.scheme.name]
+    # Those whose usual header it is come first: Svix' schemes know Standard Webhooks' too.
+    others.sort(key=lambda scheme: scheme.signature_headers[0] not in case.request.headers)
     for scheme in others:
         if case.is_mended_by(case.request, scheme):
             return _says_scheme(case, scheme, certain=True)
@@ -271,7 +273,8 @@ def _says_scheme(case: _Case, scheme: Scheme, *, certain: bool) -> Diagnosis:
     if certain:
         found = f"the signature holds by scheme {scheme.name}; this source has scheme {case.scheme.name}"
     else:
-        found = f"{case.sentence}; it has {scheme.signature_headers[0]}, which is scheme {scheme.name}'s"
+        header = next(name for name in scheme.signature_headers if name in case.request.headers)
+        found = f"{case.sentence}; it has {header}, which is scheme {scheme.name}'s"
     return case.says(
         Cause.OTHER_SCHEME,
         certain,

@@ -175,6 +175,24 @@ class WebhookStore:
         )
         return {row["source"] for row in rows}
 
+    async def programs_of(self, sources: Sequence[str]) -> dict[str, list[str]]:
+        """The programs that have registered handlers of these sources, as they are given to --app."""
+        rows = await self._database.fetch(
+            """
+            SELECT handlers.source, array_agg(DISTINCT handlers.app ORDER BY handlers.app) AS apps
+            FROM postroom.handlers
+            WHERE handlers.source = ANY ($1)
+            GROUP BY handlers.source
+            """,
+            list(sources),
+        )
+        return {row["source"]: row["apps"] for row in rows}
+
+    async def forget_handlers(self, app: str) -> list[tuple[str, str]]:
+        """Forget a program that is gone for good; returns its handlers, each (source, name)."""
+        rows = await self._database.fetch("SELECT source, name FROM postroom.forget_handlers($1)", app)
+        return [(row["source"], row["name"]) for row in rows]
+
     async def finish_handler(
         self,
         worker: UUID,

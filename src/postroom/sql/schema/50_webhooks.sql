@@ -820,6 +820,22 @@ BEGIN
 END;
 $$;
 
+-- forget_handlers: a program is gone for good, and with it the handlers that it brought; gives them back. Its events
+-- are then any worker's.
+CREATE OR REPLACE FUNCTION postroom.forget_handlers(p_app text)
+RETURNS SETOF postroom.handlers
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM postroom.handlers
+    WHERE handlers.app = p_app
+    RETURNING handlers.*;
+    PERFORM postroom.wake('webhook');
+END;
+$$;
+
 -- sources_of_others: the sources that have a registered handler which is none of these.
 CREATE OR REPLACE FUNCTION postroom.sources_of_others(p_sources text[], p_names text[])
 RETURNS SETOF text
