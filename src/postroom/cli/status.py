@@ -101,6 +101,9 @@ def _print_workers(found: Status) -> None:
         print_text(
             f"{count_of(lost, 'worker')} not seen any more, the last {duration(_last_seen(found))} ago"
         )
+    if found.oldest_snapshot is not None:
+        heading("Old snapshot")
+        print_text(f"{found.oldest_snapshot}: the queue slows down; `postroom doctor` says what to do")
     if found.transports:
         heading("Paused transports")
     for transport in found.transports:

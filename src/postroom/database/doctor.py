@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from postroom.database.connect import Database
+from postroom.database.snapshots import OLD_SNAPSHOT_S, read_snapshot_holders
 from postroom.errors import PostroomError
 from postroom.finding import Finding, ok, problem, warning
 from postroom.wording import count_of, duration
 
 CLOCK_OFF_S = 2.0
-OLD_TRANSACTION_S = 300.0
 STATEMENT_TIMEOUT_S_MIN = 10.0
 HEARD_S = 5.0
 CONNECTIONS_LEFT_MIN = 0.1
@@ -40,7 +40,7 @@ async def check_server(database: Database, *, listen_url: bool) -> list[Finding]
         *await _check_standbys(database, row),
         *_check_reach(row),
         await _check_clock(database),
-        *await _check_old_transactions(database),
+        *await _check_snapshots(database),
         *_check_vacuum(row),
         *_check_creators(row),
         _check_connections(row),
@@ -197,38 +197,15 @@ async def _check_clock(database: Database) -> Finding:
     )
 
 
-async def _check_old_transactions(database: Database) -> list[Finding]:
-    rows = await database.fetch(
-        """
-        SELECT
-            format('process %s (%s)', activity.pid, COALESCE(activity.usename, activity.backend_type)) AS who,
-            extract(EPOCH FROM clock_timestamp() - activity.xact_start)::double precision AS age_s,
-            format('SELECT pg_terminate_backend(%s)', activity.pid) AS advice
-        FROM pg_stat_activity AS activity
-        WHERE activity.backend_xmin IS NOT NULL
-            AND activity.backend_type NOT IN ('autovacuum worker', 'walsender')
-            AND activity.xact_start < clock_timestamp() - make_interval(secs => $1)
-        UNION ALL
-        SELECT
-            format('the prepared transaction %L', prepared.gid),
-            extract(EPOCH FROM clock_timestamp() - prepared.prepared)::double precision,
-            format('ROLLBACK PREPARED %L', prepared.gid)
-        FROM pg_prepared_xacts AS prepared
-        WHERE prepared.database = current_database()
-            AND prepared.prepared < clock_timestamp() - make_interval(secs => $1)
-        ORDER BY 2 DESC
-        LIMIT 5
-        """,
-        OLD_TRANSACTION_S,
-    )
+async def _check_snapshots(database: Database) -> list[Finding]:
     return [
         warning(
             "open transaction",
-            f"{row['who']}, for {duration(row['age_s'])}: nothing is vacuumed meanwhile, claims slow down",
-            f"end it: {row['advice']}",
+            f"{holder}: nothing is vacuumed meanwhile, and the queue slows down",
+            f"end it: {holder.advice}",
         )
-        for row in rows
-    ] or [ok("open transactions", f"none older than {duration(OLD_TRANSACTION_S)}")]
+        for holder in await read_snapshot_holders(database)
+    ] or [ok("open transactions", f"none older than {duration(OLD_SNAPSHOT_S)}")]
 
 
 def _check_creators(row: Any) -> list[Finding]:

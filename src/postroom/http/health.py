@@ -16,11 +16,20 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Ready: the database is reachable and migrated."""
-    problem = await doors_of(request).readiness.problem()
+    """
+    Ready: the database is reachable and migrated.
+
+    Anybody may ask: whoever holds an old snapshot is told by its process and its age alone.
+    """
+    readiness = doors_of(request).readiness
+    problem = await readiness.problem()
     if problem is not None:
         return json_answer({"status": "not ready", "error": problem}, 503)
-    return json_answer({"status": "ready"})
+    holder = readiness.oldest_snapshot
+    if holder is None:
+        return json_answer({"status": "ready"})
+    detail = {"kind": holder.kind, "pid": holder.pid, "age_s": holder.age_s}
+    return json_answer({"status": "ready", "oldest_snapshot": detail})
 
 
 ROUTES = [Route("/healthz", healthz), Route("/readyz", readyz)]

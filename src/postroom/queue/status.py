@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from postroom.database.connect import Database
+from postroom.database.snapshots import SnapshotHolder, read_snapshot_holders
 from postroom.queue.table import QueueTable
 
 ALIVE = "interval '15 seconds'"
@@ -86,13 +87,19 @@ class LimitStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything, at the database's time `now`."""
+    """
+    Everything, at the database's time `now`.
+
+    Attributes:
+        oldest_snapshot: Who keeps dead rows from being removed, and for longer than five minutes.
+    """
 
     now: datetime
     queues: dict[str, QueueStatus]
     workers: list[WorkerStatus]
     transports: list[TransportStatus]
     limits: list[LimitStatus]
+    oldest_snapshot: SnapshotHolder | None
 
 
 async def read_status(database: Database, queues: Sequence[QueueTable]) -> Status:
@@ -112,6 +119,7 @@ async def read_status(database: Database, queues: Sequence[QueueTable]) -> Statu
         workers=await read_workers(database),
         transports=await read_paused_transports(database),
         limits=limits,
+        oldest_snapshot=next(iter(await read_snapshot_holders(database, count_max=1)), None),
     )
 
 
