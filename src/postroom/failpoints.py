@@ -101,6 +101,8 @@ POINTS = {
     "cron.extend.after": "They are extended, and nobody here knows that.",
     "cron.resign.before": "The leader was told to end and still leads.",
     "cron.resign.after": "Anybody may lead, the process has not ended.",
+    "cleanup.batch.before": "Some pages are about to be cleaned up.",
+    "cleanup.batch.after": "They are, and nobody here knows that.",
     # Migrations
     "migrate.preflight.after": "What stands in the way was looked for.",
     "migrate.step.before": "A step has its transaction, and has done nothing.",

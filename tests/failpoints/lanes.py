@@ -177,7 +177,8 @@ def _line(lane: Lane) -> Iterator[None]:
         yield
         return
     with running_proxy(lane.bench.server.port) as lane.proxy:
-        lane.rule = lane.proxy.on(loss.statement, Cut(loss.after), within=loss.within)
+        cut, skip = Cut(loss.after), lane.case.turn - 1
+        lane.rule = lane.proxy.on(loss.statement, cut, within=loss.within, skip=skip)
         yield
 
 

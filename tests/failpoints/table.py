@@ -257,6 +257,11 @@ SCHEDULER = {
 }
 """No minute has two runs, and the schedule goes on."""
 
+CLEANUP_BATCH = _around("FROM postroom.cleanup_emails")
+
+CLEANUP = {"cleanup.batch.before": CLEANUP_BATCH[0], "cleanup.batch.after": CLEANUP_BATCH[1]}
+"""What is old goes, what lives stays, and it may be begun anew."""
+
 MIGRATION = {
     "migrate.preflight.after": Point(),
     "migrate.step.before": Point(

@@ -10,9 +10,18 @@ import pytest
 
 from postroom import failpoints
 from postroom.failpoints import POINTS, FailpointReached, arm, reach
-from tests.failpoints.table import EMAIL, MIGRATION, QUEUE_DOOR, SCHEDULER, SEND_DOOR, WEBHOOK, WEBHOOK_DOOR
+from tests.failpoints.table import (
+    CLEANUP,
+    EMAIL,
+    MIGRATION,
+    QUEUE_DOOR,
+    SCHEDULER,
+    SEND_DOOR,
+    WEBHOOK,
+    WEBHOOK_DOOR,
+)
 
-TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, SCHEDULER, MIGRATION)
+TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, SCHEDULER, CLEANUP, MIGRATION)
 SOURCE = Path(__file__).parents[2] / "src" / "postroom"
 
 

@@ -18,6 +18,7 @@ import asyncpg
 
 from postroom import log
 from postroom.database.connect import Database
+from postroom.failpoints import reach
 
 BATCH_PAGES = 64
 """Half a megabyte: some hundred rows, whose locks last for some milliseconds."""
@@ -141,6 +142,7 @@ async def _pages(database: Database, step: Step) -> int | None:
 async def _batch(database: Database, cleaned: Cleaned, first: int, end: int, dry_run: bool) -> int:
     """One range of places; returns how many rows were found there."""
     try:
+        reach("cleanup.batch.before")
         rows = await database.fetch(
             f"SELECT * FROM {cleaned.step.function}($1::text::tid, $2::text::tid, $3)",  # noqa: S608
             _tid(first),
@@ -148,6 +150,7 @@ async def _batch(database: Database, cleaned: Cleaned, first: int, end: int, dry
             dry_run,
             deadline_s=BATCH_DEADLINE_S,
         )
+        reach("cleanup.batch.after")
     except asyncpg.InsufficientPrivilegeError:
         raise
     except asyncpg.PostgresError as error:
