@@ -17,6 +17,10 @@ from tests.chaos.promises import Promises
 from tests.chaos.sink import Copy, Received
 
 MOST = "most in a window"
+MOST_LATE = "most that the receiver's own clock was late"
+NOT_COUNTED = ("transport_down", "abandoned")
+"""Ends of attempts that never were ones: to wait, for a limit or a transport, uses up none."""
+
 HANDLERS = ("async", "plain", "sql")
 
 
@@ -59,17 +63,21 @@ class Account:
         with house.connected() as db:
             rows = db.execute(
                 """
-                SELECT id::text, subject, status, COALESCE(attempt_log, '[]')::text, dead_reason
+                SELECT id::text, subject, status, COALESCE(attempt_log, '[]')::text, dead_reason, attempts
                 FROM email_queue
                 """
             ).fetchall()
         by_token: dict[str, list[tuple[str, str]]] = defaultdict(list)
         uncertain: dict[str, int] = {}
         dead: Counter[str] = Counter()
-        for email_id, token, status, attempt_log, reason in rows:
+        miscounted: list[str] = []
+        for email_id, token, status, attempt_log, reason, attempts in rows:
             by_token[str(token)].append((str(email_id), str(status)))
             outcomes = Counter(entry["outcome"] for entry in orjson.loads(str(attempt_log)))
             uncertain[str(email_id)] = outcomes["crashed"] + outcomes["uncertain"]
+            ended = outcomes.total() - sum(outcomes[outcome] for outcome in NOT_COUNTED)
+            if attempts != ended:
+                miscounted.append(f"{token}: {attempts} attempts, {dict(outcomes)}")
             if status == "dead_letter":
                 dead[str(reason)] += 1
         delivered: dict[str, list[Copy]] = defaultdict(list)
@@ -115,6 +123,7 @@ class Account:
             ],
             "rolled back and seen": sorted(promises.rolled_back & seen),
             "from nowhere": sorted(seen - known - promises.rolled_back),
+            "attempts counted wrongly": miscounted,
             "queued twice with one key": [token for token, made in by_token.items() if len(made) > 1],
             "still queued after the drain": [f"{ends['queued']} mails"] if ends["queued"] else [],
         }
@@ -175,6 +184,7 @@ class Account:
             if most > int(amount):
                 over.append(f"{most} in {span} for {of_whom}, the limit is {amount}")
         self.facts["mail transactions at the receiver"] = len(times)
+        self.facts[f"{MOST_LATE}, ms"] = round(1000 * max(received.late_s, default=0.0))
         self.findings["over the limit"] = over
 
     def _count_conflicts(self, house: House) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tests.chaos.account import MOST
+from tests.chaos.account import MOST, MOST_LATE
 from tests.chaos.rig import Run
 
 EXAMPLES = 3
@@ -34,7 +34,7 @@ def _lines(runs: Sequence[Run]) -> Iterator[str]:
     yield "what went through"
     for name in _names(run.account.facts for run in runs):
         counts = [run.account.facts.get(name, 0) for run in runs]
-        yield _line(name, f"{max(counts) if name.startswith(MOST) else sum(counts):,}")
+        yield _line(name, f"{max(counts) if name.startswith((MOST, MOST_LATE)) else sum(counts):,}")
     yield ""
     yield "what must be nought"
     for name in _names(run.account.findings for run in runs):

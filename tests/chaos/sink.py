@@ -2,8 +2,8 @@
 The receiver: an SMTP server in a process of its own, which notes each mail down before it answers.
 
 `python -m tests.chaos.sink LEDGER PORT CONTROL_PORT`. The ledger is a file of JSON lines: {"begun", "to"}
-where a mail's transaction began, and a Copy where its final dot came. Times are time.time() of this process,
-which does nothing else.
+where a mail's transaction began, a Copy where its final dot came, {"late"} where this process was late.
+Times are time.time() of this process, which does nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ answer; 421 to each command; 451 to each mail; 550 to every fourth recipient; se
 
 REPLY_S = 0.005
 SLOW_S = (0.5, 2.0)
+TICK_S, LATE_S_MIN = 0.02, 0.05
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,16 @@ class Copy:
 
 @dataclass
 class Received:
-    """What the ledger says: when each mail's transaction began, by recipient, and what was delivered."""
+    """
+    What the ledger says: when each mail's transaction began, by recipient, and what was delivered.
+
+    Attributes:
+        late_s: How late the receiver itself was where it was: what it saw then may have come earlier.
+    """
 
     begun: list[tuple[float, str]] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
 
     @classmethod
     def read(cls, ledger: Path) -> Received:
@@ -67,6 +74,8 @@ class Received:
                 said = orjson.loads(line)
                 if "token" in said:
                     received.copies.append(Copy(**said))
+                elif "late" in said:
+                    received.late_s.append(said["late"])
                 else:
                     received.begun.append((said["begun"], said["to"]))
         return received
@@ -193,6 +202,14 @@ class _Server:
             else:
                 say("250 2.0.0 Ok")
 
+    async def watch_itself(self) -> None:
+        """Note where this process did not get on: under load, its clock is late."""
+        while True:
+            asked_at = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            if (late_s := time.monotonic() - asked_at - TICK_S) > LATE_S_MIN:
+                self._note({"late": late_s})
+
     def _note_copy(self, content: bytes, begun: float, to: str, *, answered: bool) -> None:
         self._note(
             {
@@ -217,8 +234,9 @@ async def _main(ledger: Path, port: int, control_port: int) -> None:
     with ledger.open("ab") as file:
         server = _Server(file, port)
         await server.behave("normal")
+        watch = asyncio.create_task(server.watch_itself())
         async with await asyncio.start_server(server.control, "127.0.0.1", control_port) as control:
-            await control.serve_forever()
+            await asyncio.gather(watch, control.serve_forever())
 
 
 if __name__ == "__main__":
