@@ -19,6 +19,17 @@ def test_a_mail_that_waits_says_for_what(cli: Cli, db: Db) -> None:
     assert "no worker runs" in out
 
 
+def test_a_mail_that_waits_for_a_limit_says_for_which_and_until_when(cli: Cli, db: Db) -> None:
+    """With what the setting says at present."""
+    db.execute("SELECT postroom.set_setting('email.limit.domain.gmail.com', '2/1h')")
+    row_id = insert_email(db, to_email="ada@gmail.com")
+    db.execute(
+        "UPDATE email_queue SET due_at = now() + interval '1h', waits_for = 'limit:email:domain:gmail.com'"
+    )
+    assert "It waits for the limit email:domain:gmail.com (2/1h) until " in cli.ok("explain", row_id)
+    assert cli("explain", row_id, "--json").json["reason"] == "limit:email:domain:gmail.com"
+
+
 def test_a_dead_letter_says_why_and_what_to_do(cli: Cli, db: Db) -> None:
     """With the commands to copy."""
     row_id = insert_dead_letter(db)

@@ -400,8 +400,8 @@ BEGIN
             CASE WHEN live.joins THEN live.kept_at[:cardinality(live.kept_at) - 1] ELSE live.kept_at END || live.at,
             CASE
                 WHEN live.joins
-                    THEN live.kept[:cardinality(live.kept) - 1] || (live.kept[cardinality(live.kept)] + EXCLUDED.count)
-                ELSE live.kept || EXCLUDED.count
+                    THEN live.kept[:cardinality(live.kept) - 1] || (live.kept[cardinality(live.kept)] + EXCLUDED.count::integer)
+                ELSE live.kept || EXCLUDED.count::integer  -- a hand-made table may have a bigint
             END,
             counter.taken_total + EXCLUDED.count
         FROM (
