@@ -17,7 +17,9 @@ from postroom import Room
 from postroom.jobs import CLEANUP
 from postroom.schedule.cleanup import cleanup
 from postroom.testing import signed
+from postroom.webhooks import intake
 from tests.http.conftest import Served, serving, settings_of
+from tests.support.waiting import until
 
 SECRET = "whsec_of_the_tests"
 DOOR = "/webhooks/stripe"
@@ -223,6 +225,31 @@ async def test_an_event_that_the_database_refuses_stops_no_other(door: Served) -
     assert [n for n, answer in enumerate(answers) if answer.status_code != 200] == [13]
     assert answers[13].status_code == 503
     assert len(await stored(door)) == 39
+
+
+async def test_one_id_of_two_sources_is_two_events(door: Served) -> None:
+    """An event is known by its source and the provider's id."""
+    for source, secret in (("github", "a secret of github"), ("orders", "a secret of orders")):
+        request = signed("github", {"n": 1}, secret, event_id="the same")
+        answer = await door.client.post(f"/webhooks/{source}", content=request.body, headers=request.headers)
+        assert answer.json() == {"received": True}
+    assert len(await stored(door)) == 2
+
+
+async def test_a_full_line_is_503_and_what_was_in_it_is_stored(
+    door: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider is told when to come again; nobody waits for a place."""
+    monkeypatch.setattr(intake, "LINE_EVENTS_MAX", 5)
+    async with door.room.database.transaction() as connection:
+        await connection.execute("LOCK TABLE webhook_retry_queue IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(post(door, b'{"id":"evt_%d"}' % n)) for n in range(8)]
+        await until(lambda: sum(task.done() for task in waiting) == 3)
+    answers = [await task for task in waiting]
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 3
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(answer.headers["retry-after"] and "error" in answer.json() for answer in refused)
+    assert len(await stored(door)) == 5
 
 
 async def test_a_pass_handles_what_is_due_and_says_what_came_of_it(database_url: str, tmp_path: Path) -> None:
