@@ -52,7 +52,7 @@ class Account:
         account._count_events(house, promises)
         account._count_limits(house, received)
         account._count_conflicts(house)
-        account.findings["two answers that contradict each other"] = list(promises.broken)
+        account.findings["answers that cannot be, or never came"] = list(promises.broken)
         account.findings["ended with an error when told to end"] = [
             f"{seat.name}: {code}" for seat in (*house.workers, *house.doors) for code in seat.ends if code
         ]

@@ -17,7 +17,7 @@ class Promises:
         unknown: Mails whose commit had no answer and was not repeated: they may be there or not.
         answered: Events that were answered 200.
         offered: Events that were posted at all, and the SHA-256 of their bytes.
-        broken: What was told and cannot be, such as two ids for one key.
+        broken: What was told and cannot be, such as two ids for one key; and calls that were told nothing.
         counts: Of what the traffic did, by kind.
     """
 

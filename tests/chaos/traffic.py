@@ -7,7 +7,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
@@ -26,6 +26,12 @@ BACKLOG_MAX = 1_500
 
 ANSWER_S_MAX = 12.0
 AGAIN_S = 0.2
+HEALED_S_MAX = 60.0
+"""After so long in a healed house every call must have been answered."""
+
+
+Call = Callable[[], Coroutine[Any, Any, None]]
+"""What a caller does once; repeated where its answer is lost."""
 
 _LOST = (
     OSError,
@@ -81,16 +87,21 @@ class Traffic:
             with suppress(Exception):
                 await self._room.close()
 
-    async def _flow(self, call: Callable[[], Awaitable[None]], per_s: float) -> None:
+    async def _flow(self, call: Call, per_s: float) -> None:
         open_calls: set[asyncio.Task[None]] = set()
         while not self._patience.is_set():
             await asyncio.sleep(random.expovariate(per_s) if per_s else 0.5)
             if per_s and len(open_calls) < 50 and self._waiting < BACKLOG_MAX:
-                task = asyncio.create_task(_guarded(call()))
+                task = asyncio.create_task(call())
                 open_calls.add(task)
-                task.add_done_callback(open_calls.discard)
+                task.add_done_callback(lambda done: self._ended(done, open_calls))
         if open_calls:
             await asyncio.wait(open_calls)
+
+    def _ended(self, call: asyncio.Task[None], open_calls: set[asyncio.Task[None]]) -> None:
+        open_calls.discard(call)
+        if (error := call.exception()) is not None:
+            self._promises.broken.append(f"{type(error).__name__}: {error}")
 
     async def _watch_backlog(self) -> None:
         sql = "SELECT count(*) FROM email_queue WHERE status IN ('pending', 'processing')"
@@ -114,7 +125,7 @@ class Traffic:
             self._promises.rolled_back |= {token for _, token, _ in mails}
 
         async def attempt() -> None:
-            async with self._connection() as db, _unless(db.transaction(), fails):
+            async with self._connection() as db, _Failing(db.transaction(), fails):
                 await db.executemany(
                     "INSERT INTO email_queue (id, to_email, subject, html) VALUES ($1, $2, $3, $4)"
                     " ON CONFLICT (id) DO NOTHING",
@@ -179,7 +190,7 @@ class Traffic:
 
         async def attempt() -> None:
             async with self._connection() as db:
-                async with _unless(db.transaction(), fails):
+                async with _Failing(db.transaction(), fails):
                     email_id = await self._room.send(
                         to=to, subject=token, html=f"<p>{token}</p>", idempotency_key=token, connection=db
                     )
@@ -234,7 +245,7 @@ class Traffic:
     async def _promise_with_key(
         self,
         token: str,
-        attempt: Callable[[], Coroutine[Any, Any, None]],
+        attempt: Call,
         body: dict[str, object] | None = None,
     ) -> None:
         if body is not None:
@@ -281,12 +292,12 @@ class Traffic:
         )
         return f"m{self._mails:07d}", f"u{number}@example.com"
 
-    async def _once(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _once(self, attempt: Call) -> None:
         with suppress(RollBack, *_LOST):
             async with asyncio.timeout(2 * ANSWER_S_MAX):
                 await attempt()
 
-    async def _until_told(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    async def _until_told(self, attempt: Call) -> bool:
         """Repeat until an answer comes; False where none came long after the house was healed."""
         ends: float | None = None
         while True:
@@ -294,11 +305,13 @@ class Traffic:
                 async with asyncio.timeout(2 * ANSWER_S_MAX):
                     await attempt()
                 return True
-            except _LOST:
+            except _LOST as error:
                 self._promises.counts["calls repeated"] += 1
+                said = f"{type(error).__name__}: {error}"
             if self._patience.is_set():
-                ends = ends or time.monotonic() + 60
+                ends = ends or time.monotonic() + HEALED_S_MAX
                 if time.monotonic() > ends:
+                    self._promises.broken.append(f"no answer though all is healed: {said}")
                     return False
             await asyncio.sleep(random.uniform(0.5, 1.5) * AGAIN_S)
 
@@ -322,8 +335,8 @@ class _Connection:
         self._connection.terminate()
 
 
-class _unless:  # noqa: N801  reads as a word
-    """A transaction that fails at its end where it is to."""
+class _Failing:
+    """A transaction, which fails at its end where it is to."""
 
     def __init__(self, transaction: Any, fails: bool) -> None:
         self._transaction = transaction
@@ -337,10 +350,6 @@ class _unless:  # noqa: N801  reads as a word
             await self._transaction.__aexit__(RollBack, RollBack(), None)
             raise RollBack
         await self._transaction.__aexit__(kind, error, trace)
-
-
-async def _guarded(call: Awaitable[None]) -> None:
-    await call
 
 
 @contextmanager
