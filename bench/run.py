@@ -11,7 +11,15 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("email_drain", "email_latency", "held_snapshot", "limits", "smtp_client", "webhook_intake")
+NAMES = (
+    "cleanup",
+    "email_drain",
+    "email_latency",
+    "held_snapshot",
+    "limits",
+    "smtp_client",
+    "webhook_intake",
+)
 
 
 def main(names: list[str]) -> int:

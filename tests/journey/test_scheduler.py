@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from postroom.database.migrate import migrate
 from tests.journey.programs import Program, Programs
+from tests.support.pgbouncer import running_pgbouncer
+from tests.support.postgres import running_server
 from tests.support.waiting import until_now
 
 Db = psycopg.Connection[tuple[Any, ...]]
@@ -98,6 +103,38 @@ def test_where_workers_live_the_jobs_leave_the_work_to_them(
         until_now(lambda: bool(_messages(db, "process-email-queue")))
     assert _messages(db, "process-email-queue")[0] == "left to 1 worker"
     assert _messages(db, "process-webhook-retries")[0] == "left to 1 worker"
+
+
+def test_the_net_is_run_as_soon_as_a_scheduler_begins(programs: Programs, db: Db) -> None:
+    """Both jobs, once, by the first one that starts: what the monitoring query shows right away."""
+    with programs.running("scheduler"):
+        until_now(lambda: _one(db, "SELECT count(DISTINCT jobid) FROM cron.job_run_details") == (3,))
+    runs = db.execute(
+        "SELECT jobid, count(*) FROM cron.job_run_details WHERE jobid < 100 GROUP BY 1 ORDER BY 1"
+    )
+    assert [jobid for jobid, _ in runs.fetchall()] == [19, 20]
+
+
+@pytest.mark.timeout(180)
+def test_it_goes_on_behind_a_pooler_and_over_a_restart_of_the_server(tmp_path: Path) -> None:
+    """PgBouncer in transaction mode; PostgreSQL dies as in a crash, and comes back."""
+    with running_server() as server, running_pgbouncer(server) as port:
+        asyncio.run(migrate(server.url))
+        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        programs = Programs(tmp_path, {"POSTROOM_DATABASE_URL": url, "POSTROOM_LOG": "json"})
+        with psycopg.connect(server.url, autocommit=True) as db:
+            db.execute("CREATE TABLE public.beats (at timestamptz DEFAULT clock_timestamp())")
+            db.execute("SELECT cron.schedule('beat', '1 second', %s)", (BEAT,))
+            with programs.running("scheduler") as one, programs.running("scheduler") as other:
+                until_now(lambda: _beats(db) > 2)
+                server.stop(signal.SIGQUIT)
+                until_now(lambda: bool(one.events("database.away")) and bool(other.events("database.away")))
+                server.start()
+                with psycopg.connect(server.url, autocommit=True) as again:
+                    count = _beats(again)
+                    until_now(lambda: _beats(again) > count + 3, limit_s=60)
+                    doubled: Any = "SELECT count(*) - count(DISTINCT (jobid, minute)) FROM postroom.job_runs"
+                    assert _one(again, doubled) == (0,)
 
 
 def _messages(db: Db, job: str) -> list[str]:

@@ -84,6 +84,7 @@ async def _check_database(room: Room) -> list[Finding]:
     from postroom.finding import ok, problem, warning
     from postroom.queue.doctor import check_queues
     from postroom.queues import QUEUES
+    from postroom.schedule.doctor import check_cron
     from postroom.webhooks.examine import check_handlers
 
     await room.open()
@@ -95,6 +96,7 @@ async def _check_database(room: Room) -> list[Finding]:
     found.append(ok("schema", "up to date"))
     found += await check_access(room.database)
     found += await check_queues(room.database, QUEUES, worked=["email", "webhook"])
+    found += await check_cron(room.database)
     with suppress(ConfigError):  # it is told already
         found += await check_handlers(room.database, room.sources)
     if room.settings.service_key is None and room.settings.database_url is not None:

@@ -279,10 +279,12 @@ RETURNS void
 LANGUAGE sql
 SET search_path = ''
 AS $$
-    INSERT INTO postroom.jobs (jobid, jobname, schedule, command, active, builtin)
+    INSERT INTO postroom.jobs (jobid, jobname, schedule, command, active, builtin, last_minute)
     SELECT
         own.jobid, own.jobname, CASE setting.value WHEN 'off' THEN standard.value ELSE setting.value END,
-        'postroom cron run ' || own.jobname, setting.value <> 'off', true
+        'postroom cron run ' || own.jobname, setting.value <> 'off', true,
+        -- The net has always been due: the first scheduler begins with it, and one sees that it works.
+        CASE WHEN own.jobname LIKE 'process-%' THEN '2000-01-01' ELSE clock_timestamp() END
     FROM postroom.builtin_jobs() AS own
     JOIN postroom.default_settings() AS standard ON standard.key = 'cron.' || own.jobname
     JOIN postroom.settings AS setting ON setting.key = standard.key
