@@ -32,6 +32,17 @@ WEBHOOKS = QueueTable(
         FROM postroom.handlers
         WHERE handlers.source = item.webhook_type
     )""",
+    behind="""(
+        SELECT jsonb_build_object('id', before.id, 'status', before.status)
+        FROM public.webhook_retry_queue AS before
+        WHERE before.webhook_type = item.webhook_type
+            AND before.lane = item.lane
+            AND before.status IN ('pending', 'processing', 'dead_letter')
+            AND (before.status <> 'dead_letter' OR before.lane_holds)
+            AND (before.lane_place, before.id) < (item.lane_place, item.id)
+        ORDER BY before.lane_place, before.id
+        LIMIT 1
+    )""",
 )
 
 QUEUES = (EMAILS, WEBHOOKS)

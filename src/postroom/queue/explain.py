@@ -66,7 +66,7 @@ class Why:
 
     Attributes:
         reason: For programs: `limit:…`, `backoff`, `send_at`, `next_retry_at`, `transport`, `no_worker`,
-            `program`, `due`, `lease`, `refused`, `sent` or `processed`, `dead_letter`, `failed`,
+            `program`, `lane`, `due`, `lease`, `refused`, `sent` or `processed`, `dead_letter`, `failed`,
             `unknown_status`.
         lines: For people: sentences, the reason first, what to do last.
     """
@@ -174,11 +174,22 @@ def _due(queue: QueueTable, row: Mapping[str, Any], house: House) -> Why:
         free = f"the next slot is free in {duration(limit.next_free_s or 0)}."
         line = f"It waits for the limit {limit.key} ({limit.setting}): {free}"
         return Why(f"limit:{limit.key}", [line, *_line_of(queue, house), *before])
+    if row["behind"] is not None:
+        return Why("lane", [f"{since}.", *_behind(queue, read_json(row["behind"])), *before])
     if row["programs"] and due_for_s > LEFT_ALONE_S:
         return Why("program", [f"{since}.", *_left_to(row["programs"]), *_line_of(queue, house), *before])
     state = "asleep" if house.workers_asleep == house.workers else "at work"
     line = f"{since}; {count_of(house.workers, 'worker')} {state}."
     return Why("due", [line, *_line_of(queue, house), *before])
+
+
+def _behind(queue: QueueTable, first: Mapping[str, Any]) -> list[str]:
+    """Events of one lane go one after the other."""
+    lines = [f"It waits for {queue.noun} {first['id']}, which is before it in its lane: {first['status']}."]
+    if first["status"] == "dead_letter":
+        lines.append(f"Retry that one when its cause is gone: postroom dead-letters retry {first['id']}")
+        lines.append(f"Or give it up: postroom dead-letters discard {first['id']}")
+    return lines
 
 
 def _left_to(programs: Sequence[str]) -> list[str]:
@@ -314,7 +325,7 @@ def _row_sql(queue: QueueTable) -> str:
             COALESCE(item.max_attempts, 6) AS max_attempts, item.last_error,
             item.created_at, item.failed_at, item.{queue.done_at} AS done_at, item.priority,
             item.waits_for, item.dead_reason, item.leased_by, item.attempt_log::text AS attempt_log,
-            {about}, {queue.programs} AS programs,
+            {about}, {queue.programs} AS programs, {queue.behind}::text AS behind,
             COALESCE(item.due_at, item.next_retry_at) AS due_at,
             COALESCE(item.due_at, item.next_retry_at, '-infinity') <= clock_timestamp() AS is_due,
             COALESCE((

@@ -20,6 +20,7 @@ class QueueTable:
         done_at: When it did.
         limit_key: The limit that all rows share; None where there is none.
         programs: SQL for the programs whose workers alone take the row `item`, an array; NULL where any does.
+        behind: SQL for the row that `item` must wait for, as {"id", "status"}; NULL where there is none.
         retry, discard: The functions that act on dead letters.
     """
 
@@ -34,3 +35,4 @@ class QueueTable:
     discard: str
     limit_key: str | None = None
     programs: str = "NULL::text[]"
+    behind: str = "NULL::jsonb"

@@ -74,7 +74,7 @@ async def deliver(
         at: When it is signed, in seconds since 1970; default: now.
         event_id: Where the provider names the event in a header; default: a fresh one.
         headers: Further ones, such as `X-GitHub-Event`.
-        attempts: How many there may be; the waits between them are left out.
+        attempts: How many there may be; the waits between them are left out. With 0 it is only stored.
 
     Raises:
         ConfigError: There is no such source, or a handler cannot be run.
