@@ -54,3 +54,21 @@ def test_an_export_to_where_nothing_can_be_written_is_one_line(bare_cli: Cli, tm
     answer = bare_cli("migrate", "--export", "taken")
     assert answer.code == 1
     assert "taken" in answer.error
+
+
+def test_who_has_kept_everything_is_told_what_cleanup_will_delete(cli: Cli, database_url: str) -> None:
+    """Before the first night, with the command that keeps it; nothing is said where nothing is old."""
+    assert cli.ok("migrate").splitlines()[-1].startswith("up to date")
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(
+            """
+            INSERT INTO email_queue (to_email, subject, html, status, sent_at)
+            VALUES ('ada@example.com', 's', 'h', 'sent', '2020-01-01')
+            """
+        )
+    assert cli.ok("migrate").splitlines()[-1] == (
+        "email_queue has sent rows of more than 30d: cleanup deletes them each night; "
+        "to keep them: postroom settings set retention.sent off"
+    )
+    cli.ok("settings", "set", "retention.sent", "off")
+    assert cli.ok("migrate").splitlines()[-1].startswith("up to date")

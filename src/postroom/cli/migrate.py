@@ -11,6 +11,8 @@ from postroom.cli.errors import FAILED, WrongUsage
 from postroom.cli.house import run
 from postroom.cli.screen import note, print_line, progress
 
+LOOK_DEADLINE_S = 600.0
+
 
 def migrate(
     check: Annotated[
@@ -97,5 +99,9 @@ async def _migrate(app_role: str | None, deliver_newer_than: str) -> None:
             await room.open()
             for line in await adopt(room.database, room.settings.public_url):
                 report(line)
+            for row in await room.database.fetch(
+                "SELECT postroom.awaiting_cleanup() AS line", deadline_s=LOOK_DEADLINE_S
+            ):
+                report(row["line"])
     finally:
         await room.close()

@@ -208,3 +208,32 @@ BEGIN
     DELETE FROM postroom.old_leases WHERE old_leases.ends_at < clock_timestamp() - interval '1 day';
 END;
 $$;
+
+-- awaiting_cleanup: what the next cleanup will delete of a project that has kept everything so far: migrate tells.
+CREATE OR REPLACE FUNCTION postroom.awaiting_cleanup()
+RETURNS SETOF text
+LANGUAGE sql
+STABLE
+SET search_path = ''
+AS $$
+    SELECT format(
+        '%s has %s rows of more than %s: cleanup deletes them each night; to keep them: postroom settings set retention.%s off',
+        found.name, found.status, setting.value, found.status
+    )
+    FROM (
+        SELECT 'email_queue' AS name, 'sent' AS status, EXISTS (
+            SELECT 1 FROM public.email_queue AS email
+            WHERE email.status = 'sent'
+                AND COALESCE(email.sent_at, email.updated_at, email.created_at) < postroom.kept_since('sent') - interval '1 day'
+        ) AS has_old
+        UNION ALL
+        SELECT 'webhook_retry_queue', 'processed', EXISTS (
+            SELECT 1 FROM public.webhook_retry_queue AS event
+            WHERE event.status = 'processed'
+                AND COALESCE(event.processed_at, event.updated_at, event.created_at)
+                    < postroom.kept_since('processed') - interval '1 day'
+        )
+    ) AS found
+    JOIN postroom.settings AS setting ON setting.key = 'retention.' || found.status
+    WHERE found.has_old;
+$$;
