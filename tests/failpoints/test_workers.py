@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from tests.failpoints.lanes import Bench, open_lane, run_all, until
-from tests.failpoints.table import EMAIL, WEBHOOK, Case, cases_of, one_a_point
+from tests.failpoints.table import EMAIL, ENGINE, WEBHOOK, Case, cases_of, one_a_point
 from tests.failpoints.workers import break_worker, end, is_settled, open_emails
 
 
@@ -26,8 +26,9 @@ async def test_a_worker_of_mails_may_be_broken_at_any_point(bench: Bench) -> Non
 
 @pytest.mark.timeout(300)
 async def test_a_worker_of_events_may_be_broken_at_any_point(bench: Bench) -> None:
-    """Each point with one of its faults: each effect of each handler is there once."""
-    await run_all((case, partial(break_worker, bench, WEBHOOK, case)) for case in one_a_point(WEBHOOK))
+    """Each point that mails have not, with one of its faults: each effect of each handler is there once."""
+    own = {name: point for name, point in WEBHOOK.items() if name not in ENGINE}
+    await run_all((case, partial(break_worker, bench, WEBHOOK, case)) for case in one_a_point(own))
 
 
 @pytest.mark.parametrize("policy", ["retry", "park"])
