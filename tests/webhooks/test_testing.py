@@ -132,6 +132,14 @@ async def test_a_form_and_a_signed_address_are_as_the_provider_sends_them(room: 
     assert await orders(db) == ["SM1"]
 
 
+@pytest.mark.parametrize("public_url", ["https://shop.example.com/hooks/", "http://localhost:8400"])
+async def test_the_public_address_may_have_a_path(database_url: str, public_url: str) -> None:
+    """A proxy takes it away before it reaches the door; it is signed all the same."""
+    async with Room(database_url=database_url, webhooks=SOURCES, public_url=public_url) as room:
+        done = await deliver(room, "calls", {"MessageSid": "SM1"})
+    assert (done.answer_status, done.status) == (200, "processed")
+
+
 async def test_a_source_with_a_public_key_needs_the_private_one(room: Room) -> None:
     """The error says so; with it the event is stored."""
     with pytest.raises(ConfigError, match="give deliver\\(\\) the private one"):

@@ -86,16 +86,17 @@ async def deliver(
         if known is None:
             sources = ", ".join(room.sources) or "none"
             raise ConfigError(f"there is no source {source!r} in postroom.toml; sources: {sources}")
+        house = (room.settings.public_url or "http://localhost").rstrip("/")
         request = signed(
             known,
             payload,
             _secret(known) if secret is None else secret,
-            url=f"{room.settings.public_url or 'http://localhost'}/webhooks/{source}",
+            url=f"{house}/webhooks/{source}",
             at=at,
             event_id=event_id,
             headers=headers,
         )
-        answer_status, answer, facts = await _post(room, request)
+        answer_status, answer, facts = await _post(room, request, request.url.removeprefix(house))
         if "duplicate" not in facts:
             return Delivered(answer_status, answer)
         row_id = await _row_id(room, source, facts)
@@ -137,11 +138,12 @@ def _secret(source: Source) -> str:
     return source.secrets[0]
 
 
-async def _post(room: Room, request: SignedRequest) -> tuple[int, str, dict[str, Any]]:
-    """The application's answer by ASGI, and what it noted of the request."""
+async def _post(room: Room, request: SignedRequest, target: str) -> tuple[int, str, dict[str, Any]]:
+    """The application's answer by ASGI, and what it noted of the request; `target` is path and query."""
     from postroom.http import app
 
     parts = urlsplit(request.url)
+    path, _, query = target.partition("?")
     headers = {"host": parts.netloc, **request.headers, "content-length": str(len(request.body))}
     state: dict[str, Any] = {}
     scope = {
@@ -151,9 +153,9 @@ async def _post(room: Room, request: SignedRequest) -> tuple[int, str, dict[str,
         "method": request.method,
         "scheme": parts.scheme,
         "root_path": "",
-        "path": unquote(parts.path),
-        "raw_path": parts.path.encode(),
-        "query_string": parts.query.encode(),
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
         "client": ("127.0.0.1", 0),
         "server": (parts.hostname, parts.port),
