@@ -90,8 +90,8 @@ def assert_in_proportion(reading: Reading, table: str, batch: int, what: str) ->
     """Four looks at a row at most, a few rows to find the way, and about 30 pages a row that is written."""
     assert not reading.scanned_whole(table), what
     assert reading.rows_of(table) <= 4 * batch + 10, what
-    # 800: a first call reads the catalogue, to plan what it says.
-    assert reading.pages <= 60 * batch + 800, what
+    # A session's first call also reads the catalogue, to plan what it says: a claim 2,000 pages.
+    assert reading.pages <= 60 * batch + (2_800 if what.endswith("call 0") else 800), what
 
 
 def test_an_emails_way_reads_its_batch(reader: Reader) -> None:
@@ -163,6 +163,8 @@ def test_a_batch_whose_worker_died_is_settled_and_claimed_in_proportion(reader: 
             reader.read(
                 "UPDATE email_queue SET due_at = '2020-01-01' WHERE id = ANY (%s) RETURNING id", [held[1]]
             )
+            # Another worker's session: where this one's last look took long, it goes by that for a while.
+            reader.read("SELECT set_config('postroom.look_email', '', false)")
             again = reader.read("SELECT * FROM postroom.claim_emails(%s, %s)", [uuid.uuid4(), batch])
             crashed = reader.read("SELECT id FROM email_queue WHERE id = ANY (%s) AND crashes = 1", [held[1]])
         assert len(crashed.rows) == batch
