@@ -25,6 +25,7 @@ CLEANUP = (
     Step("known event ids", "postroom.seen_webhooks", "postroom.cleanup_seen_webhooks"),
     Step("limits", "public.rate_limit_counters", "postroom.cleanup_limits"),
     Step("runs of jobs", "postroom.job_runs", "postroom.cleanup_job_runs"),
+    Step("minutes of figures", "postroom.processing_minutes", "postroom.cleanup_times"),
     Step("runs of pg_cron", "cron.job_run_details", "postroom.cleanup_pg_cron_runs"),
 )
 """What cleanup goes through, in this order."""

@@ -32,6 +32,15 @@ class Metric:
 
 
 METRICS = {
+    "postroom_attempt_seconds": Metric(
+        "histogram", "database", ("queue", "kind"), "How long attempts took, by email_type or source."
+    ),
+    "postroom_attempts_total": Metric(
+        "counter",
+        "database",
+        ("queue", "kind", "transport", "outcome", "status"),
+        "Attempts that ended, by how, and by what their rows became: sent, processed, pending, dead_letter.",
+    ),
     "postroom_cron_job_failing": Metric(
         "gauge", "database", ("job",), "1 where the last scheduled run of a job failed."
     ),
@@ -49,6 +58,12 @@ METRICS = {
         "gauge", "database", ("limit",), "Slots of a limit that all e-mails share in its window."
     ),
     "postroom_limit_slots_used": Metric("gauge", "database", ("limit",), "Those that are used at present."),
+    "postroom_limit_waits_total": Metric(
+        "counter",
+        "database",
+        ("limit",),
+        "E-mails that a limit put back before their attempt began, by the kind of limit.",
+    ),
     "postroom_oldest_snapshot_seconds": Metric(
         "gauge",
         "database",
@@ -64,8 +79,20 @@ METRICS = {
     "postroom_queue_oldest_due_seconds": Metric(
         "gauge", "database", ("queue",), "For how long the oldest row that is due has been due; 0: none is."
     ),
+    "postroom_total_seconds": Metric(
+        "histogram",
+        "database",
+        ("queue", "kind"),
+        "From when a row was to go out until it was sent, processed or a dead letter.",
+    ),
     "postroom_transport_paused": Metric(
         "gauge", "database", ("transport",), "1 where a transport is down and rests, 0 where it is up again."
+    ),
+    "postroom_wait_seconds": Metric(
+        "histogram",
+        "database",
+        ("queue", "kind"),
+        "From when a row was to go out until its first attempt began.",
     ),
     "postroom_webhook_intake_total": Metric(
         "counter",

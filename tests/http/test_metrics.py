@@ -9,6 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from postroom import Room
+from postroom.errors import PermanentFailure
 from postroom.http import app, exposition
 from postroom.http.server import serve
 from postroom.metric_names import METRICS
@@ -239,3 +240,46 @@ async def test_many_scrapes_are_one_look(served: Served) -> None:
         await served.send(use_queue=True)
         answers.append(await probe.get("/metrics"))
     assert len({answer.text for answer in answers}) <= 3
+
+
+async def test_attempts_and_their_times_are_those_of_all_processes(served: Served) -> None:
+    """By type, transport, outcome and what became of the row; three histograms; what a limit put back."""
+    await served.send(email_type="receipt")
+
+    async def refuse(_: object) -> str:
+        raise PermanentFailure("no such user", code=550)
+
+    served.recorder.behave = refuse
+    await served.send(email_type="receipt")
+    samples = await scrape(served)
+    of_receipts = {"queue": "email", "kind": "receipt"}
+    sent = of(
+        samples,
+        "postroom_attempts_total",
+        **of_receipts,
+        transport=served.recorder.name,
+        outcome="done",
+        status="sent",
+    )
+    assert sent == 1
+    for name in ("postroom_wait_seconds", "postroom_attempt_seconds", "postroom_total_seconds"):
+        assert of(samples, f"{name}_count", **of_receipts) == 2
+        assert of(samples, f"{name}_bucket", **of_receipts, le="+Inf") == 2
+        assert (of(samples, f"{name}_sum", **of_receipts) or 0) < 100
+        buckets = [value for (key, labels), value in samples.items() if key == f"{name}_bucket" and labels]
+        assert buckets == sorted(buckets)
+    dead = [
+        value
+        for (name, labels), value in samples.items()
+        if name == "postroom_attempts_total" and dict(labels)["status"] == "dead_letter"
+    ]
+    assert dead == [1]
+
+
+async def test_what_limits_put_back_is_counted(served: Served) -> None:
+    """By the kind of the limit."""
+    await served.set("email.limit.recipient", "1/1h")
+    for _ in range(3):
+        await served.send(use_queue=True)
+    await served.client.post("/functions/v1/process-email-queue")
+    assert of(await scrape(served), "postroom_limit_waits_total", limit="recipient") == 2

@@ -475,7 +475,15 @@ WITHOUT_PATH: LiteralString = f"""
 # A setting of their own would keep them from being inlined into their callers, which have an empty path.
 INLINED = {
     *("next_state", "log_attempt", "recipient_key", "book_window", "old_row_fate", "is_seen_to"),
-    *("old_lease_ended", "limit_key_of", "limit_setting_of", "limit_name", "add_floor", "depth_state"),
+    *(
+        "old_lease_ended",
+        "limit_key_of",
+        "limit_setting_of",
+        "limit_name",
+        "add_floor",
+        "depth_state",
+        "elapsed_ms",
+    ),
 }
 
 

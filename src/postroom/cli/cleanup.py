@@ -20,6 +20,7 @@ _RULES = {
     "known event ids": ("seen",),
     "limits": ("ended",),
     "runs of jobs": ("cron",),
+    "minutes of figures": ("stats",),
     "runs of pg_cron": ("cron",),
 }
 

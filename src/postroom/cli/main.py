@@ -25,6 +25,7 @@ from postroom.cli import (
     running,
     send,
     settings,
+    stats,
     status,
     webhooks,
 )
@@ -39,6 +40,7 @@ _ORDER = (
     "scheduler",
     "send",
     "status",
+    "stats",
     "explain",
     "dead-letters",
     "settings",
@@ -70,6 +72,7 @@ app.command("worker")(running.worker)
 app.command("scheduler")(running.scheduler)
 app.command("send")(send.send)
 app.command("status")(status.status)
+app.command("stats")(stats.stats)
 app.command("explain")(explain.explain)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(settings.app, name="settings")

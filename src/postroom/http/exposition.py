@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from postroom import log
 from postroom.errors import DatabaseUnavailable
 from postroom.metric_names import METRICS
 from postroom.queue.depths import Depths, read_depths
+from postroom.queue.times import BOUNDS_MS, MEASURES, WAITS, Histogram, Total, read_totals
 from postroom.queues import QUEUES
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ GOOD_S = 1.0
 
 DEADLINE_S = 5.0
 """Prometheus waits for ten."""
+
+SHOWN_BOUNDS_MS = tuple(bound for bound in BOUNDS_MS if bound in {2**place for place in range(28)})
+"""The buckets that are exposed: every second one, up to a day and a half."""
 
 Values = Mapping[tuple[str, ...], float]
 """The samples of a metric, by the values of its labels."""
@@ -57,6 +61,7 @@ class Exposition:
             return self._text
 
     async def _look(self) -> bytes:
+        totals: list[Total] = []
         found: dict[str, Values] = {
             "postroom_webhook_intake_total": {(source, to): n for (source, to), n in self.intake.items()}
         }
@@ -64,6 +69,8 @@ class Exposition:
             async with asyncio.timeout(DEADLINE_S):
                 await self._room.open()
                 found |= _of_depths(await read_depths(self._room.database, QUEUES))
+                totals = await read_totals(self._room.database)
+            found |= _counters_of(totals)
             found["postroom_database_up"] = {(): 1}
         except Exception as error:
             # A scrape that fails would hide what the process knows by itself, and that the database is away.
@@ -72,15 +79,16 @@ class Exposition:
             _log.warning("metrics.incomplete", error=said)
             found["postroom_database_up"] = {(): 0}
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Found(found))
+        registry.register(_Found(found, totals))
         return generate_latest(registry)
 
 
 class _Found(Collector):
-    """What was found, as prometheus-client takes it; in the order of the names."""
+    """What was found, as prometheus-client takes it."""
 
-    def __init__(self, found: Mapping[str, Values]) -> None:
+    def __init__(self, found: Mapping[str, Values], totals: Sequence[Total]) -> None:
         self._found = found
+        self._totals = totals
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
@@ -91,6 +99,39 @@ class _Found(Collector):
             for labels, value in sorted(values.items()):
                 family.add_metric(labels, value)
             yield family
+        yield from _histograms_of(self._totals)
+
+
+def _counters_of(totals: Sequence[Total]) -> dict[str, Values]:
+    waits: Counter[tuple[str, ...]] = Counter()
+    for one in totals:
+        if one.outcome == WAITS:
+            waits[(one.status.removeprefix("limit_"),)] += one.attempts
+    return {
+        "postroom_attempts_total": {
+            (one.queue, one.kind, one.transport, one.outcome, one.status): one.attempts
+            for one in totals
+            if one.outcome != WAITS
+        },
+        "postroom_limit_waits_total": waits,
+    }
+
+
+def _histograms_of(totals: Sequence[Total]) -> Iterator[Metric]:
+    for measure in MEASURES:
+        name = f"postroom_{measure}_seconds"
+        family = HistogramMetricFamily(name, METRICS[name].meaning, labels=METRICS[name].labels)
+        added: dict[tuple[str, str], tuple[Histogram, float]] = {}
+        for one in totals:
+            key = (one.queue, one.kind)
+            histogram, sum_s = added.get(key, (Histogram(), 0.0))
+            histogram.include(getattr(one, measure))
+            added[key] = (histogram, sum_s + getattr(one, f"{measure}_ms") / 1000)
+        for key, (histogram, sum_s) in sorted(added.items()):
+            if histogram.count:
+                buckets = [(f"{bound / 1000:g}", histogram.at_most(bound)) for bound in SHOWN_BOUNDS_MS]
+                family.add_metric(key, [*buckets, ("+Inf", histogram.count)], sum_s)
+        yield family
 
 
 def _of_depths(found: Depths) -> dict[str, Values]:

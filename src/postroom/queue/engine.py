@@ -29,6 +29,7 @@ from postroom.queue.claim import Claim, Settlement, Work
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.settles import Settles
 from postroom.queue.starts import Starts
+from postroom.queue.times import merge_tallies
 
 T = TypeVar("T")
 
@@ -435,6 +436,8 @@ class Engine(Generic[T]):
 
     async def _forget(self) -> None:
         with suppress(Exception):
+            await merge_tallies(self._database)
+        with suppress(Exception):
             reach("worker.forget.before")
             await self._database.execute("SELECT postroom.forget_worker($1)", self.id)
             reach("worker.forget.after")
@@ -443,6 +446,8 @@ class Engine(Generic[T]):
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(Exception):  # the fetcher says what is wrong with the database
+                await merge_tallies(self._database)
+            with suppress(Exception):
                 reach("worker.heartbeat.before")
                 tag = await self._database.execute(
                     """

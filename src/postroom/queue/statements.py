@@ -75,6 +75,7 @@ def _entry(settlement: Settlement[Any], worker: UUID) -> str | None:
             "ms": settlement.attempt_ms,
             "outcome": settlement.verdict,
             "reply": storable(settlement.outcome.reply),
+            **({"transport": settlement.claim.route} if settlement.claim.route else {}),
             "worker": str(worker),
         }
     ).decode()

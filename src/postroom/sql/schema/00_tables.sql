@@ -54,7 +54,10 @@ CREATE TABLE public.email_queue (
     planned_under   text,                        -- the recipient's limit that due_at was planned by; another voids it
     crashes         integer NOT NULL DEFAULT 0,  -- how often a worker died during an attempt; three are poison
     dead_reason     text,                        -- permanent, exhausted, uncertain, poison, transport, stale
-    attempt_log     jsonb                        -- the last twenty: [{"at": …, "outcome": …, "transport": …, …}]
+    attempt_log     jsonb,                       -- the last twenty: [{"at": …, "outcome": …, "transport": …, …}]
+
+    -- For figures of how long it took: set where it was to go out later, once next_retry_at is about to move on.
+    wanted_at       timestamptz
 )
 -- A live row is updated about twice in its life: room for that on its page, and a vacuum that comes for the dead
 -- versions of the live rows, not for a share of all history.
@@ -388,6 +391,57 @@ CREATE TABLE postroom.job_keys (
     key_hash bytea PRIMARY KEY,
     made_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+-- What happened, as the statements that settled it counted it: a row a batch and kind, written in their own
+-- transaction, so that these figures and the rows agree whatever crashes. No key and no index: workers that write
+-- here never meet. merge_tallies moves it into the next two within seconds.
+CREATE TABLE postroom.tallies (
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    queue      text NOT NULL,
+    kind       text NOT NULL,                -- email_type, or the source
+    transport  text NOT NULL,
+    outcome    text NOT NULL,                -- the verdict of an attempt; waits: put back before it began
+    status     text NOT NULL,                -- what the row became; of waits: what for
+    -- One entry an attempt; NULL where a time is not known, or not of this kind.
+    wait_ms    integer[] NOT NULL,           -- from when it was to go out until its first attempt began
+    attempt_ms integer[] NOT NULL,
+    total_ms   integer[] NOT NULL            -- from when it was to go out until it ended: sent, processed, dead letter
+)
+WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
+
+-- The same by minute: histograms over the bounds of time_bounds_ms(), without the empty buckets at their ends.
+CREATE TABLE postroom.processing_minutes (
+    minute     timestamptz NOT NULL,
+    queue      text NOT NULL,
+    kind       text NOT NULL,
+    transport  text NOT NULL,
+    outcome    text NOT NULL,
+    status     text NOT NULL,
+    attempts   integer NOT NULL,
+    wait       integer[] NOT NULL,
+    attempt    integer[] NOT NULL,
+    total      integer[] NOT NULL,
+    CONSTRAINT processing_minutes_pkey PRIMARY KEY (minute, queue, kind, transport, outcome, status)
+);
+
+-- And since ever, for counters that must never fall.
+CREATE TABLE postroom.processing_totals (
+    queue      text NOT NULL,
+    kind       text NOT NULL,
+    transport  text NOT NULL,
+    outcome    text NOT NULL,
+    status     text NOT NULL,
+    attempts   bigint NOT NULL,
+    wait       bigint[] NOT NULL,
+    attempt    bigint[] NOT NULL,
+    total      bigint[] NOT NULL,
+    wait_ms    bigint NOT NULL,              -- sums
+    attempt_ms bigint NOT NULL,
+    total_ms   bigint NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT processing_totals_pkey PRIMARY KEY (queue, kind, transport, outcome, status)
+)
+WITH (fillfactor = 50);
 
 -- What a claim, a start and a settle give back. Types of their own: a column that is added to a queue later
 -- must not break a worker that is running.

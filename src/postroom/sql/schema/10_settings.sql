@@ -38,6 +38,7 @@ AS $$
         ('retention.failed',      '90d'),
         ('retention.cron',        '7d'),
         ('retention.body',        'off'),
+        ('retention.stats',       '30d'),
         ('cron.process-email-queue',     '* * * * *'),
         ('cron.process-webhook-retries', '*/5 * * * *'),
         ('cron.cleanup',                 '15 3 * * *'),

@@ -257,12 +257,19 @@ BEGIN
         SET status = 'pending',
             due_at = mail.due_at,
             next_retry_at = mail.due_at,
+            wanted_at = CASE WHEN email_queue.waits_for = 'send_at' THEN email_queue.next_retry_at ELSE email_queue.wanted_at END,
             waits_for = 'limit:' || mail.key,
             planned_under = mail.name,
             updated_at = clock_timestamp()
         FROM mail
         WHERE email_queue.id = mail.id
         RETURNING mail.key
+    ),
+
+    tallied AS (
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        SELECT tally.*
+        FROM postroom.tally_of_waits(ARRAY(SELECT 'limit:' || given.key FROM given)) AS tally
     ),
 
     longer AS (
@@ -575,6 +582,7 @@ BEGIN
                 turn.due_at, email_queue.next_retry_at, LEAST(email_queue.created_at, clock_timestamp())
             ),
             next_retry_at = COALESCE(turn.due_at, email_queue.next_retry_at),
+            wanted_at = CASE WHEN email_queue.waits_for = 'send_at' THEN email_queue.next_retry_at ELSE email_queue.wanted_at END,
             waits_for = turn.waits_for,
             planned_under = turn.planned_under,
             leased_by = NULL,
@@ -589,6 +597,9 @@ BEGIN
             AND email_queue.lease_no = turn.lease_no
             AND email_queue.leased_by = p_worker
         RETURNING email_queue.id, 'waits', email_queue.waits_for, email_queue.due_at;
+
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        SELECT tally.* FROM postroom.tally_of_waits(v_waits) AS tally;
 
         SELECT array_agg(mail.id), array_agg(mail.lease_no)
         INTO v_ids, v_nos
@@ -812,51 +823,78 @@ SET enable_seqscan = off
 AS $$
 BEGIN
     RETURN QUERY
-    UPDATE public.email_queue
-    SET (
-        status, attempts, error_count, crashes, last_error, dead_reason, waits_for, planned_under,
-        due_at, next_retry_at, sent_at, failed_at, attempt_log, leased_by, updated_at
-    ) = (
-        SELECT
-            state.status,
-            LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + state.counted,
-            LEAST(COALESCE(email_queue.error_count, 0), 2147483646) + state.failed,
-            email_queue.crashes + state.crashed,
-            COALESCE(state.error, email_queue.last_error),
-            state.dead_reason,
-            -- A ticket holds until its mail's turn has come.
-            COALESCE(state.waits_for, CASE WHEN outcome.verdict = 'released' THEN email_queue.waits_for END),
-            CASE WHEN outcome.verdict IN ('released', 'transport_down') THEN email_queue.planned_under END,
-            CASE WHEN state.status = 'pending' THEN COALESCE(
-                clock_timestamp() + state.wait, email_queue.next_retry_at,
-                LEAST(email_queue.created_at, clock_timestamp())
-            ) END,
-            CASE WHEN state.wait IS NULL THEN email_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
-            CASE WHEN state.status = 'sent' THEN clock_timestamp() ELSE email_queue.sent_at END,
-            CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE email_queue.failed_at END,
-            postroom.log_attempt(email_queue.attempt_log, outcome.entry),
-            NULL::uuid,
-            clock_timestamp()
-        FROM postroom.next_state(
-            'email', outcome.verdict, outcome.reply, outcome.retry_after,
-            email_queue.attempts, email_queue.max_attempts, email_queue.crashes
-        ) AS state
-    )
-    -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
-    FROM (
-        SELECT ended.*
-        FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
-            AS ended (id, lease_no, verdict, reply, retry_after, entry)
-        ORDER BY ended.id
-    ) AS outcome
-    WHERE email_queue.id = outcome.id
-        AND email_queue.lease_no = outcome.lease_no
-        AND (
-            (outcome.verdict = 'done' AND email_queue.status IS DISTINCT FROM 'sent')
-            OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
+    WITH settled AS (
+        UPDATE public.email_queue
+        SET (
+            status, attempts, error_count, crashes, last_error, dead_reason, waits_for, planned_under,
+            due_at, next_retry_at, wanted_at, sent_at, failed_at, attempt_log, leased_by, updated_at
+        ) = (
+            SELECT
+                state.status,
+                LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + state.counted,
+                LEAST(COALESCE(email_queue.error_count, 0), 2147483646) + state.failed,
+                email_queue.crashes + state.crashed,
+                COALESCE(state.error, email_queue.last_error),
+                state.dead_reason,
+                -- A ticket holds until its mail's turn has come.
+                COALESCE(state.waits_for, CASE WHEN outcome.verdict = 'released' THEN email_queue.waits_for END),
+                CASE WHEN outcome.verdict IN ('released', 'transport_down') THEN email_queue.planned_under END,
+                CASE WHEN state.status = 'pending' THEN COALESCE(
+                    clock_timestamp() + state.wait, email_queue.next_retry_at,
+                    LEAST(email_queue.created_at, clock_timestamp())
+                ) END,
+                CASE WHEN state.wait IS NULL THEN email_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
+                CASE WHEN email_queue.waits_for = 'send_at' THEN email_queue.next_retry_at ELSE email_queue.wanted_at END,
+                CASE WHEN state.status = 'sent' THEN clock_timestamp() ELSE email_queue.sent_at END,
+                CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE email_queue.failed_at END,
+                postroom.log_attempt(email_queue.attempt_log, outcome.entry),
+                NULL::uuid,
+                clock_timestamp()
+            FROM postroom.next_state(
+                'email', outcome.verdict, outcome.reply, outcome.retry_after,
+                email_queue.attempts, email_queue.max_attempts, email_queue.crashes
+            ) AS state
         )
-    RETURNING
-        email_queue.id, email_queue.status, email_queue.attempts, email_queue.next_retry_at, email_queue.created_at;
+        -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
+        FROM (
+            SELECT ended.*
+            FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+                AS ended (id, lease_no, verdict, reply, retry_after, entry)
+            ORDER BY ended.id
+        ) AS outcome
+        WHERE email_queue.id = outcome.id
+            AND email_queue.lease_no = outcome.lease_no
+            AND (
+                (outcome.verdict = 'done' AND email_queue.status IS DISTINCT FROM 'sent')
+                OR (email_queue.status = 'processing' AND email_queue.leased_by IS NOT DISTINCT FROM p_worker)
+            )
+        RETURNING
+            email_queue.id, email_queue.status, email_queue.attempts, email_queue.next_retry_at, email_queue.created_at,
+            email_queue.email_type, COALESCE(email_queue.wanted_at, email_queue.created_at) AS since,
+            outcome.verdict, outcome.entry
+    ),
+    tallied AS (
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        SELECT
+            'email', COALESCE(ended.email_type, ''), COALESCE(ended.entry ->> 'transport', ''), ended.verdict, ended.status,
+            array_agg(CASE
+                WHEN ended.attempts = 1 AND ended.verdict NOT IN ('transport_down', 'abandoned')
+                    THEN GREATEST(ended.elapsed_ms - ended.ms, 0)
+            END),
+            array_agg(ended.ms),
+            array_agg(CASE WHEN ended.status <> 'pending' THEN ended.elapsed_ms END)
+        FROM (
+            SELECT
+                settled.*,
+                postroom.elapsed_ms(settled.since, clock.now) AS elapsed_ms,
+                CASE WHEN jsonb_typeof(settled.entry -> 'ms') = 'number' THEN (settled.entry ->> 'ms')::integer END AS ms
+            FROM settled
+            CROSS JOIN (SELECT clock_timestamp() AS now) AS clock
+            WHERE settled.verdict <> 'released'
+        ) AS ended
+        GROUP BY 2, 3, 4, 5
+    )
+    SELECT settled.id, settled.status, settled.attempts, settled.next_retry_at, settled.created_at FROM settled;
 END;
 $$;
 

@@ -435,61 +435,86 @@ SET enable_seqscan = off
 AS $$
 BEGIN
     RETURN QUERY
-    UPDATE public.webhook_retry_queue
-    SET (
-        status, attempts, error_count, crashes, last_error, last_error_at, dead_reason, waits_for,
-        due_at, next_retry_at, processed_at, failed_at, attempt_log, metadata, leased_by, updated_at
-    ) = (
-        SELECT
-            state.status,
-            LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + state.counted,
-            LEAST(COALESCE(webhook_retry_queue.error_count, 0), 2147483646) + state.failed,
-            webhook_retry_queue.crashes + state.crashed,
-            COALESCE(state.error, webhook_retry_queue.last_error),
-            CASE WHEN state.error IS NULL THEN webhook_retry_queue.last_error_at ELSE clock_timestamp() END,
-            state.dead_reason,
-            state.waits_for,
-            CASE WHEN state.status = 'pending' THEN COALESCE(
-                clock_timestamp() + state.wait,
-                webhook_retry_queue.next_retry_at, LEAST(webhook_retry_queue.created_at, clock_timestamp())
-            ) END,
-            CASE WHEN state.wait IS NULL THEN webhook_retry_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
-            CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
-            CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE webhook_retry_queue.failed_at END,
-            postroom.log_attempt(webhook_retry_queue.attempt_log, outcome.entry),
-            CASE
-                WHEN outcome.verdict <> 'unhandled' THEN webhook_retry_queue.metadata
-                WHEN jsonb_typeof(webhook_retry_queue.metadata) = 'object'
-                    THEN webhook_retry_queue.metadata || '{"unhandled": true}'
-                ELSE '{"unhandled": true}'
-            END,
-            NULL::uuid,
-            clock_timestamp()
-        FROM postroom.next_state(
-            'webhook', CASE outcome.verdict WHEN 'unhandled' THEN 'done' ELSE outcome.verdict END,
-            outcome.reply, outcome.retry_after,
-            webhook_retry_queue.attempts, webhook_retry_queue.max_attempts, webhook_retry_queue.crashes
-        ) AS state
-    )
-    -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
-    FROM (
-        SELECT ended.*
-        FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
-            AS ended (id, lease_no, verdict, reply, retry_after, entry)
-        ORDER BY ended.id
-    ) AS outcome
-    WHERE webhook_retry_queue.id = outcome.id
-        AND webhook_retry_queue.lease_no = outcome.lease_no
-        AND (
-            (outcome.verdict IN ('done', 'unhandled') AND webhook_retry_queue.status IS DISTINCT FROM 'processed')
-            OR (
-                webhook_retry_queue.status = 'processing'
-                AND webhook_retry_queue.leased_by IS NOT DISTINCT FROM p_worker
-            )
+    WITH settled AS (
+        UPDATE public.webhook_retry_queue
+        SET (
+            status, attempts, error_count, crashes, last_error, last_error_at, dead_reason, waits_for,
+            due_at, next_retry_at, processed_at, failed_at, attempt_log, metadata, leased_by, updated_at
+        ) = (
+            SELECT
+                state.status,
+                LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + state.counted,
+                LEAST(COALESCE(webhook_retry_queue.error_count, 0), 2147483646) + state.failed,
+                webhook_retry_queue.crashes + state.crashed,
+                COALESCE(state.error, webhook_retry_queue.last_error),
+                CASE WHEN state.error IS NULL THEN webhook_retry_queue.last_error_at ELSE clock_timestamp() END,
+                state.dead_reason,
+                state.waits_for,
+                CASE WHEN state.status = 'pending' THEN COALESCE(
+                    clock_timestamp() + state.wait,
+                    webhook_retry_queue.next_retry_at, LEAST(webhook_retry_queue.created_at, clock_timestamp())
+                ) END,
+                CASE WHEN state.wait IS NULL THEN webhook_retry_queue.next_retry_at ELSE clock_timestamp() + state.wait END,
+                CASE WHEN state.status = 'processed' THEN clock_timestamp() ELSE webhook_retry_queue.processed_at END,
+                CASE WHEN state.status = 'dead_letter' THEN clock_timestamp() ELSE webhook_retry_queue.failed_at END,
+                postroom.log_attempt(webhook_retry_queue.attempt_log, outcome.entry),
+                CASE
+                    WHEN outcome.verdict <> 'unhandled' THEN webhook_retry_queue.metadata
+                    WHEN jsonb_typeof(webhook_retry_queue.metadata) = 'object'
+                        THEN webhook_retry_queue.metadata || '{"unhandled": true}'
+                    ELSE '{"unhandled": true}'
+                END,
+                NULL::uuid,
+                clock_timestamp()
+            FROM postroom.next_state(
+                'webhook', CASE outcome.verdict WHEN 'unhandled' THEN 'done' ELSE outcome.verdict END,
+                outcome.reply, outcome.retry_after,
+                webhook_retry_queue.attempts, webhook_retry_queue.max_attempts, webhook_retry_queue.crashes
+            ) AS state
         )
-    RETURNING
-        webhook_retry_queue.id, webhook_retry_queue.status, webhook_retry_queue.attempts,
-        webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at;
+        -- In the order of the ids: a settle that is repeated may meet the first one, which still runs.
+        FROM (
+            SELECT ended.*
+            FROM unnest(p_ids, p_lease_nos, p_verdicts, p_replies, p_retry_afters, p_entries)
+                AS ended (id, lease_no, verdict, reply, retry_after, entry)
+            ORDER BY ended.id
+        ) AS outcome
+        WHERE webhook_retry_queue.id = outcome.id
+            AND webhook_retry_queue.lease_no = outcome.lease_no
+            AND (
+                (outcome.verdict IN ('done', 'unhandled') AND webhook_retry_queue.status IS DISTINCT FROM 'processed')
+                OR (
+                    webhook_retry_queue.status = 'processing'
+                    AND webhook_retry_queue.leased_by IS NOT DISTINCT FROM p_worker
+                )
+            )
+        RETURNING
+            webhook_retry_queue.id, webhook_retry_queue.status, webhook_retry_queue.attempts,
+            webhook_retry_queue.next_retry_at, webhook_retry_queue.created_at, webhook_retry_queue.webhook_type,
+            outcome.verdict, outcome.entry
+    ),
+    tallied AS (
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        SELECT
+            'webhook', ended.webhook_type, COALESCE(ended.entry ->> 'transport', ''), ended.verdict, ended.status,
+            array_agg(CASE
+                WHEN ended.attempts = 1 AND ended.verdict NOT IN ('transport_down', 'abandoned')
+                    THEN GREATEST(ended.elapsed_ms - ended.ms, 0)
+            END),
+            array_agg(ended.ms),
+            array_agg(CASE WHEN ended.status <> 'pending' THEN ended.elapsed_ms END)
+        FROM (
+            SELECT
+                settled.*,
+                postroom.elapsed_ms(settled.created_at, clock.now) AS elapsed_ms,
+                CASE WHEN jsonb_typeof(settled.entry -> 'ms') = 'number' THEN (settled.entry ->> 'ms')::integer END AS ms
+            FROM settled
+            CROSS JOIN (SELECT clock_timestamp() AS now) AS clock
+            WHERE settled.verdict <> 'released'
+        ) AS ended
+        GROUP BY 2, 3, 4, 5
+    )
+    SELECT settled.id, settled.status, settled.attempts, settled.next_retry_at, settled.created_at FROM settled;
 
     -- Those behind them in their lanes are free now; a sleeper would find them at its next poll only: ten events of
     -- 150 ms took 10 s.

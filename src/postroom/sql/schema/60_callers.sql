@@ -96,17 +96,25 @@ LANGUAGE sql
 VOLATILE
 SET search_path = ''
 AS $$
-    UPDATE public.email_queue
-    SET status = 'sent',
-        attempts = LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + 1,
-        sent_at = clock_timestamp(),
-        due_at = NULL,
-        lease_no = email_queue.lease_no + 1,
-        leased_by = NULL,
-        waits_for = NULL,
-        dead_reason = NULL,
-        updated_at = clock_timestamp()
-    WHERE email_queue.id = mark_email_sent.email_id AND email_queue.status IS DISTINCT FROM 'sent';
+    WITH sent AS (
+        UPDATE public.email_queue
+        SET status = 'sent',
+            attempts = LEAST(COALESCE(email_queue.attempts, 0), 2147483646) + 1,
+            sent_at = clock_timestamp(),
+            due_at = NULL,
+            lease_no = email_queue.lease_no + 1,
+            leased_by = NULL,
+            waits_for = NULL,
+            dead_reason = NULL,
+            updated_at = clock_timestamp()
+        WHERE email_queue.id = mark_email_sent.email_id AND email_queue.status IS DISTINCT FROM 'sent'
+        RETURNING email_queue.*
+    )
+    INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+    SELECT
+        'email', COALESCE(sent.email_type, ''), 'an old caller', 'done', sent.status, '{NULL}', '{NULL}',
+        ARRAY[postroom.elapsed_ms(COALESCE(sent.wanted_at, sent.created_at), clock_timestamp())]
+    FROM sent;
 $$;
 COMMENT ON FUNCTION public.mark_email_sent(uuid) IS 'postroom: settles an e-mail as sent';
 
@@ -168,18 +176,26 @@ LANGUAGE sql
 VOLATILE
 SET search_path = ''
 AS $$
-    UPDATE public.webhook_retry_queue
-    SET status = 'processed',
-        attempts = LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + 1,
-        processed_at = clock_timestamp(),
-        due_at = NULL,
-        lease_no = webhook_retry_queue.lease_no + 1,
-        leased_by = NULL,
-        waits_for = NULL,
-        dead_reason = NULL,
-        updated_at = clock_timestamp()
-    WHERE webhook_retry_queue.id = mark_webhook_processed.webhook_id
-        AND webhook_retry_queue.status IS DISTINCT FROM 'processed';
+    WITH sent AS (
+        UPDATE public.webhook_retry_queue
+        SET status = 'processed',
+            attempts = LEAST(COALESCE(webhook_retry_queue.attempts, 0), 2147483646) + 1,
+            processed_at = clock_timestamp(),
+            due_at = NULL,
+            lease_no = webhook_retry_queue.lease_no + 1,
+            leased_by = NULL,
+            waits_for = NULL,
+            dead_reason = NULL,
+            updated_at = clock_timestamp()
+        WHERE webhook_retry_queue.id = mark_webhook_processed.webhook_id
+            AND webhook_retry_queue.status IS DISTINCT FROM 'processed'
+        RETURNING webhook_retry_queue.*
+    )
+    INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+    SELECT
+        'webhook', sent.webhook_type, '', 'done', sent.status, '{NULL}', '{NULL}',
+        ARRAY[postroom.elapsed_ms(sent.created_at, clock_timestamp())]
+    FROM sent;
 $$;
 COMMENT ON FUNCTION public.mark_webhook_processed(uuid) IS 'postroom: settles an event as processed';
 
