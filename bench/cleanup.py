@@ -53,7 +53,7 @@ async def _run(old_rows: int, count: int, rounds: int) -> Result:
             for _ in range(rounds):
                 rates["beside a cleanup"].append(await _drain(house, count))
                 if cleanup.poll() is not None:
-                    raise RuntimeError("the cleanup ended before the measurement: give it more old rows")
+                    raise RuntimeError(f"the cleanup ended ({cleanup.returncode}) before the measurement did")
                 cleanup.send_signal(signal.SIGSTOP)
                 stopped = time.monotonic()
                 rates["alone"].append(await _drain(house, count))
