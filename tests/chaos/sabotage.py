@@ -149,7 +149,8 @@ ALL = (
         "answer after commit",
         replace(
             ONLY_EVENTS,
-            weights={"door killed": 2, "PostgreSQL killed": 1, "backends terminated": 1},
+            weights={"PostgreSQL stopped fast": 1},
+            gap_s=(2.0, 3.0),
             door_command=_saboteur(answer_before_the_commit),
         ),
         ("lost events",),
