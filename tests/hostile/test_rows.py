@@ -57,6 +57,7 @@ EMAILS: dict[str, dict[str, str]] = {
     "sent before Christ": {"status": "'sent'", "sent_at": LONG_AGO},
     "an address of 10 MB": {"to_email": "repeat('a', 10000000) || '@example.com'"},
     "a subject of 10 MB": {"subject": "repeat('a', 10000000)"},
+    "a body of 60 MB": {"html": "repeat('<p>hello</p>', 5000000)"},
     "a subject of two lines": {"subject": r"E'a\r\nBcc: x@example.com'"},
     "a sender of two lines": {"from_email": r"E'a@example.com\r\nBcc: x@example.com'"},
 }
@@ -136,6 +137,10 @@ async def test_no_row_stops_another_e_mail_and_each_can_be_explained(
 
     with_headers = await room.database.fetch("SELECT status FROM email_queue WHERE headers IS NOT NULL")
     assert {row["status"] for row in with_headers} == {"dead_letter"}  # none is sent without its headers
+    query = "SELECT status, last_error FROM email_queue WHERE id = $1::text::uuid"
+    row = await room.database.fetchrow(query, hostile.pop("a body of 60 MB"))
+    assert row is not None
+    assert tuple(row) == ("dead_letter", "html: with text it has more than 50 MB, which no mail server takes")
     for row_id in hostile.values():
         await _all_screens_show(room, row_id)
     letters, _ = await list_dead_letters(room.database, QUEUES, reason=None, limit=100)

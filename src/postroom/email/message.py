@@ -20,6 +20,7 @@ class OutgoingEmail:
         text: The plain part; made from `html` where None.
         headers: Further headers, name to value.
         created_at: The Date header; rows of old callers may have none.
+        is_too_large: Its html and text are so large that they were not read.
     """
 
     id: UUID
@@ -34,3 +35,4 @@ class OutgoingEmail:
     attempts: int = 0
     max_attempts: int = 6
     email_type: str | None = None
+    is_too_large: bool = False

@@ -133,6 +133,8 @@ def check_row(email: OutgoingEmail) -> CheckedEmail:
     Raises:
         PermanentFailure: The row can never be sent; the text names the column and says why.
     """
+    if email.is_too_large:
+        raise PermanentFailure("html: with text it has more than 50 MB, which no mail server takes")
     if email.from_email is None or not email.from_email.strip():
         raise PermanentFailure("from_email: no sender; set POSTROOM_FROM, or name one in the e-mail")
     try:

@@ -259,7 +259,7 @@ def _email(row: Any) -> OutgoingEmail:
         row["id"],
         row["to_email"],
         row["subject"],
-        row["html"],
+        row["html"] or "",
         row["from_email"],
         row["reply_to"],
         row["text"],
@@ -269,6 +269,7 @@ def _email(row: Any) -> OutgoingEmail:
         row["attempts"],
         row["max_attempts"],
         row["email_type"],
+        is_too_large=row["html"] is None,
     )
 
 

@@ -40,7 +40,11 @@ BEGIN
     RETURN QUERY
     SELECT
         email.id, email.lease_no, extract(EPOCH FROM v_lease)::double precision,
-        email.to_email, email.subject, email.html, email.text, email.from_email, email.reply_to, email.headers,
+        email.to_email, email.subject,
+        -- NULL: beyond what any mail server takes, and more than a worker should hold in memory.
+        CASE WHEN octet_length(email.html) + COALESCE(octet_length(email.text), 0) <= 52428800 THEN email.html END,
+        CASE WHEN octet_length(email.html) + octet_length(email.text) <= 52428800 THEN email.text END,
+        email.from_email, email.reply_to, email.headers,
         email.created_at, COALESCE(email.attempts, 0), COALESCE(email.max_attempts, 6), email.email_type
     FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
     JOIN public.email_queue AS email ON email.id = claimed.id
