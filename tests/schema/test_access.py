@@ -465,11 +465,13 @@ DEFINERS: LiteralString = f"""
     WHERE proc.prosecdef
 """
 
-WITHOUT_PATH: LiteralString = f"""
-    SELECT proc.proname
+PATHS: LiteralString = f"""
+    SELECT
+        proc.proname,
+        (SELECT setting FROM unnest(proc.proconfig) AS setting WHERE setting LIKE 'search_path=%%'),
+        proc.prosrc ~ '(UPDATE|INSERT INTO|DELETE FROM)\\s+(public\\.(email|webhook_retry)_queue|%%s)'
     FROM ({OUR_FUNCTIONS}) AS ours (name, oid, namespace)
     JOIN pg_proc AS proc ON proc.oid = ours.oid
-    WHERE NOT COALESCE('search_path=""' = ANY (proc.proconfig), false)
 """
 
 # A setting of their own would keep them from being inlined into their callers, which have an empty path.
@@ -501,8 +503,11 @@ async def test_two_triggers_and_two_readers_alone_are_security_definer(world: Wo
 
 
 async def test_no_function_looks_names_up_in_its_callers_search_path(world: World) -> None:
-    """All have an empty one of their own, but those that are part of such a function."""
+    """It is empty, but where they write a queue: there triggers of the application find what they name."""
     await migrate(world.url())
     with psycopg.connect(world.url()) as connection:
-        found = {row[0] for row in connection.execute(WITHOUT_PATH, {})}
-    assert found == INLINED
+        found = connection.execute(PATHS, {}).fetchall()
+    assert {name for name, path, _ in found if path is None} == INLINED
+    for name, path, writes_a_queue in found:
+        if path is not None:
+            assert path == ('search_path="$user", public' if writes_a_queue else 'search_path=""'), name

@@ -58,6 +58,7 @@ _LAST_PART = "60_callers.sql"  # replaces the old functions: after the rows of b
 # A function in another schema whose types fit better is taken before one of pg_catalog: whoever may create in
 # public would run his code as the owner (CVE-2018-1058).
 _NO_SEARCH_PATH = "SET LOCAL search_path = '';"
+_LAST_STEPS = "SELECT postroom.drop_replaced_functions();\nSELECT postroom.let_triggers_find_names();"
 
 Report = Callable[[str], None]
 
@@ -200,7 +201,7 @@ def export(directory: Path) -> list[Path]:
     texts.append(
         (
             "access",
-            f"SELECT postroom.grant_access();\nSELECT postroom.drop_replaced_functions();\n{_done_sql()}",
+            f"SELECT postroom.grant_access();\n{_LAST_STEPS}\n{_done_sql()}",
         )
     )
     written = []
@@ -244,9 +245,7 @@ async def _migrate(
             locked=_TABLES,
         )
         await _settle_old_rows(connection, deliver_newer_than, report)
-        await _in_transaction(
-            connection, f"SELECT postroom.drop_replaced_functions();\n{_done_sql()}", report
-        )
+        await _in_transaction(connection, f"{_LAST_STEPS}\n{_done_sql()}", report)
     else:
         await _in_transaction(connection, f"SELECT postroom.grant_access({_literal(app_role)});", report)
     report(f"up to date: version {latest_version():04d}")

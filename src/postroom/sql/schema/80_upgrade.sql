@@ -202,3 +202,38 @@ BEGIN
     END LOOP;
 END;
 $$;
+
+-- let_triggers_find_names: gives the functions that write the queues the search_path that a session has here.
+--
+-- A trigger of the application's own that names a table without its schema works for whoever writes the row with a
+-- plain statement, and must work where we write it: with our empty path every one of its rows was set aside, and
+-- enqueue_email failed.
+CREATE OR REPLACE FUNCTION postroom.let_triggers_find_names()
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_path text := (SELECT setting.reset_val FROM pg_catalog.pg_settings AS setting WHERE setting.name = 'search_path');
+    v_proc regprocedure;
+BEGIN
+    FOR v_proc IN
+        SELECT proc.oid::regprocedure
+        FROM pg_catalog.pg_proc AS proc
+        WHERE NOT proc.prosecdef
+            AND (
+                proc.pronamespace = to_regnamespace('postroom')
+                OR (
+                    proc.pronamespace = to_regnamespace('public')
+                    AND obj_description(proc.oid, 'pg_proc') LIKE 'postroom:%'
+                )
+            )
+            AND proc.prosrc ~ '(UPDATE|INSERT INTO|DELETE FROM)\s+(public\.(email_queue|webhook_retry_queue)|%s)'
+            AND NOT COALESCE('search_path=' || v_path = ANY (proc.proconfig), false)
+            AND v_path <> ''
+        ORDER BY 1
+    LOOP
+        EXECUTE format('ALTER ROUTINE %s SET search_path TO %s', v_proc, v_path);
+    END LOOP;
+END;
+$$;
