@@ -101,6 +101,26 @@ async def test_a_service_key_may_be_any_text(database_url: str, tmp_path: Path) 
         assert [await _asks(served, near) for near in (key[:-1], key + "x", key.upper())] == [401] * 3
 
 
+async def test_how_long_a_refusal_takes_says_nothing_about_the_key(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys are compared as hashes of one length, by hmac.compare_digest, wherever they differ."""
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def noted(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    async with Room(**settings_of(database_url, tmp_path)) as room, serving(room) as served:
+        monkeypatch.setattr(hmac, "compare_digest", noted)
+        for token in (KEY[:-1] + "x", "x" + KEY[1:], "x"):
+            assert await _asks(served, token) == 401
+    digest = hashlib.sha256(KEY.encode()).digest()
+    assert [other for _, other in compared] == [digest] * 3
+    assert {len(one) for one, _ in compared} == {32}
+
+
 async def test_a_key_of_the_database_opens_as_soon_as_it_is_made(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
