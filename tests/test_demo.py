@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).parents[1] / "examples/demo.py"
 
 
+@pytest.mark.timeout(240)
 def test_the_demo_ends_as_promised_and_leaves_nothing(tmp_path: Path) -> None:
     """Exit 0, each story in its table, and neither a folder nor a process is left."""
     before = set(Path("/tmp").glob("postroom-demo-*"))
@@ -20,7 +23,7 @@ def test_the_demo_ends_as_promised_and_leaves_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=220,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
