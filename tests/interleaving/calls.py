@@ -301,6 +301,13 @@ _WEBHOOKS = [
         "lane",
         passes_over=True,
     ),
+    call("a program is forgotten", "SELECT app, name FROM postroom.forget_handlers('app')", "handlers"),
+    call(
+        "that program brings its handlers again",
+        _REGISTER.format(app="app", source="stripe", name="h2"),
+        "handlers",
+        reads_committed=True,
+    ),
     call(
         "a program brings handlers",
         _REGISTER.format(app="a", source="github", name="h"),

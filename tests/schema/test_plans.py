@@ -274,3 +274,28 @@ def test_monitoring_reads_what_is_live_and_no_more_than_its_bound(reader: Reader
             dead_letters = next(row[2] for row in depths.rows if row[:2] == (queue, "dead_letter"))
             assert depths.rows_of(table) <= 20_000 + dead_letters
         assert ages.pages <= 400
+
+
+def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader) -> None:
+    """Behind its first event, which waits for a retry: a claim passes over the others and asks once."""
+    for _ in range(CALLS):
+        with reader.undone():
+            reader.connection.execute(
+                """
+                INSERT INTO webhook_retry_queue (webhook_type, payload, lane, lane_place, due_at)
+                SELECT
+                    'stripe', '{}', 'busy', n,
+                    CASE WHEN n = 1 THEN clock_timestamp() + interval '1 hour' ELSE '2020-01-01' END
+                FROM generate_series(1, 2000) AS n
+                """
+            )
+            claimed = reader.read("SELECT * FROM postroom.claim_webhooks(%s, 50)", [WORKER])
+            waiting = reader.read("SELECT postroom.webhook_wait_s()")
+        assert len(claimed.rows) == 50
+        assert waiting.rows == [(0.0,)]
+        for reading in (claimed, waiting):
+            asked = [plan for plan in reading.plans if "lane = p_lane" in plan["Query Text"]]
+            assert 0 < len(asked) < 5
+            assert not reading.scanned_whole("webhook_retry_queue")
+            # Twice over those that wait: to find the lane, and to pass over them.
+            assert reading.rows_of("webhook_retry_queue") <= 3 * 2000 + 250

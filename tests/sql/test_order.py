@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tests.sql.session import EMAIL, Queue, Session
+from tests.sql.session import EMAIL, WEBHOOK, Queue, Session
 
 
 async def test_the_oldest_due_row_goes_first(sql: Session, queue: Queue) -> None:
@@ -141,3 +141,24 @@ async def test_a_pass_over_what_is_due_leaves_out_what_became_due_later(sql: Ses
         began,
     )
     assert [row["id"] for row in rows] == [before]
+
+
+async def test_the_first_of_every_lane_is_claimed_and_no_other(sql: Session) -> None:
+    """Of more lanes, too, than a claim remembers; what is in no lane goes beside them."""
+    await sql.execute(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, payload, lane, lane_place)
+        SELECT 'stripe', '{}', NULLIF(lane, 0)::text, CASE WHEN lane > 0 THEN 100 - place END
+        FROM generate_series(1, 2) AS place
+        CROSS JOIN generate_series(0, 150) AS lane
+        """
+    )
+    worker = await sql.worker(WEBHOOK)
+    leases = await worker.claim(500)
+    claimed = await sql.fetch(
+        "SELECT lane, lane_place FROM webhook_retry_queue WHERE id = ANY ($1)", [lease.id for lease in leases]
+    )
+    assert sorted(int(row["lane"] or 0) for row in claimed) == [0, 0, *range(1, 151)]
+    assert {row["lane_place"] for row in claimed} == {None, 98}
+    await worker.settle("done", *leases)
+    assert len(await worker.claim(500)) == 150

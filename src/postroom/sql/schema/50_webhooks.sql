@@ -125,6 +125,77 @@ BEGIN
 END;
 $$;
 
+-- first_in_lanes: the lanes (as `source lane`, a hundred at most) of the due events that a claim of p_limit rows meets, and
+-- the first event of each: it alone may be claimed. So each lane is looked up once, not each of its events by itself:
+-- 20,000 that waited in one lane made every claim take 900 ms.
+CREATE OR REPLACE FUNCTION postroom.first_in_lanes(
+    p_priority integer, p_limit integer, p_from timestamptz, p_until timestamptz, OUT lanes text[], OUT firsts uuid[]
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_event record;
+    v_place integer;
+    v_free  integer := 0;
+BEGIN
+    lanes := '{}';
+    firsts := '{}';
+    IF NOT EXISTS (
+        SELECT 1
+        FROM public.webhook_retry_queue AS live
+        WHERE live.lane IS NOT NULL AND live.status IN ('pending', 'processing', 'dead_letter')
+    ) THEN
+        RETURN;
+    END IF;
+    FOR v_event IN
+        SELECT due.id, due.webhook_type, due.lane
+        FROM public.webhook_retry_queue AS due
+        WHERE due.status IN ('pending', 'processing')
+            AND due.priority = p_priority
+            AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz) >= (SELECT p_from)
+            AND COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz) <= (SELECT p_until)
+        ORDER BY COALESCE(due.due_at, due.next_retry_at, '-infinity'::timestamptz)
+    LOOP
+        IF v_event.lane IS NOT NULL THEN
+            v_place := array_position(lanes, v_event.webhook_type || ' ' || v_event.lane);
+            IF v_place IS NULL THEN
+                EXIT WHEN cardinality(lanes) >= 100;
+                lanes := lanes || (v_event.webhook_type || ' ' || v_event.lane);
+                firsts := firsts || postroom.first_in_lane(v_event.webhook_type, v_event.lane);
+                v_place := cardinality(lanes);
+            END IF;
+            CONTINUE WHEN v_event.id IS DISTINCT FROM firsts[v_place];
+        END IF;
+        v_free := v_free + 1;
+        EXIT WHEN v_free >= p_limit;
+    END LOOP;
+END;
+$$;
+
+-- first_in_lane: the event of a lane that all others of it stand behind.
+CREATE OR REPLACE FUNCTION postroom.first_in_lane(p_source text, p_lane text)
+RETURNS uuid
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN (
+        SELECT event.id
+        FROM public.webhook_retry_queue AS event
+        WHERE event.webhook_type = p_source
+            AND event.lane = p_lane
+            AND event.status IN ('pending', 'processing', 'dead_letter')
+            AND (event.status <> 'dead_letter' OR event.lane_holds)
+        ORDER BY event.lane_place, event.id
+        LIMIT 1
+    );
+END;
+$$;
+
 -- lock_due_webhooks: locks up to p_limit due rows of one priority and gives their ids, oldest due first. p_floor: those
 -- that were due before it are left out: none of them is live (first_live_webhook).
 DROP FUNCTION IF EXISTS postroom.lock_due_webhooks(integer, integer, timestamptz, text[]);
@@ -136,7 +207,15 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
+DECLARE
+    v_lanes  text[];
+    v_firsts uuid[];
 BEGIN
+    SELECT found.lanes, found.firsts
+    INTO v_lanes, v_firsts
+    FROM postroom.first_in_lanes(
+        p_priority, p_limit, COALESCE(p_floor, '-infinity'::timestamptz), LEAST(clock_timestamp(), p_before)
+    ) AS found;
     RETURN QUERY
     SELECT
         due.id,
@@ -153,6 +232,7 @@ BEGIN
         -- Claimed before postroom came: the end of that lease is written elsewhere.
         AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('webhook', due.id))
         AND due.webhook_type <> ALL (p_not_of)
+        AND (due.lane IS NULL OR due.id = ANY (v_firsts) OR due.webhook_type || ' ' || due.lane <> ALL (v_lanes))
         AND (due.lane IS NULL OR NOT postroom.stands_behind(due.webhook_type, due.lane, due.lane_place, due.id))
         AND NOT EXISTS (
             SELECT 1
@@ -272,6 +352,8 @@ DECLARE
     v_first    timestamptz;
     v_floors   jsonb := '{}';
     v_priority integer;
+    v_lanes    text[];
+    v_firsts   uuid[];
     v_due      timestamptz;
     v_next     timestamptz;
 BEGIN
@@ -284,6 +366,9 @@ BEGIN
         EXIT WHEN v_priority IS NULL;
         v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
+        SELECT found.lanes, found.firsts
+        INTO v_lanes, v_firsts
+        FROM postroom.first_in_lanes(v_priority, 1, v_first - interval '1 second', 'infinity') AS found;
         SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
         INTO v_due
         FROM public.webhook_retry_queue AS live
@@ -293,6 +378,7 @@ BEGIN
                 >= (SELECT v_first - interval '1 second')
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
             AND live.webhook_type <> ALL (p_not_of)
+            AND (live.lane IS NULL OR live.id = ANY (v_firsts) OR live.webhook_type || ' ' || live.lane <> ALL (v_lanes))
             AND (live.lane IS NULL OR NOT postroom.stands_behind(live.webhook_type, live.lane, live.lane_place, live.id))
             AND NOT EXISTS (
                 SELECT 1
