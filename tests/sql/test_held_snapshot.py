@@ -19,11 +19,12 @@ from tests.support.waiting import until
 
 
 async def look_took_long(sql: Session, queue: Queue, *, lowest: int | None = None) -> None:
-    """As if a look at everything had taken long just now, and had found rows of these priorities."""
+    """As if a look at everything had read much just now, and had found rows of priority 0."""
     await sql.execute(
         """
         SELECT postroom.keep_look(
-            $1, NULL, postroom.add_floor('{}', 0, NULL, clock_timestamp()), $2, clock_timestamp(), '1 second'
+            $1, NULL, postroom.add_floor('{}', 0, NULL, clock_timestamp()), $2, clock_timestamp(),
+            '1 second', 10000
         )
         """,
         queue.name,

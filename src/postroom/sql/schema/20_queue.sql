@@ -101,7 +101,7 @@ $$;
 --
 -- While an old snapshot is held (a forgotten transaction), the index entries of settled rows cannot be removed. They stand
 -- before those of the live rows, and a look reads them all: a claim behind 500,000 of them takes half a second. So
--- a look that took long remembers where what is live begins: {"floors": by priority, "from": for every other one,
+-- a look that read much remembers where what is live begins: {"floors": by priority, "from": for every other one,
 -- "lowest": down to which one it came, "until": when that ends}, times as epochs. Then all is looked at again: a row that
 -- became live below a floor meanwhile (its transaction was open for more than a second, or an old caller gave it an old
 -- time) waits for that, about 5 s (docs/decisions/0013).
@@ -134,12 +134,20 @@ AS $$
     );
 $$;
 
--- keep_look: remembers a look that took long, and forgets the one before where everything was looked at in no time.
+-- keep_look: remembers a look that read many pages (p_pages), and forgets the one before where everything was looked
+-- at in no time.
 --
 -- p_look: what the look went by; p_floors: the priorities that it found, with their floors; p_lowest: the last one of
 -- them, NULL where there is none below.
+DROP FUNCTION IF EXISTS postroom.keep_look(text, jsonb, jsonb, integer, timestamptz, interval);
 CREATE OR REPLACE FUNCTION postroom.keep_look(
-    p_queue text, p_look jsonb, p_floors jsonb, p_lowest integer, p_began timestamptz, p_took interval
+    p_queue  text,
+    p_look   jsonb,
+    p_floors jsonb,
+    p_lowest integer,
+    p_began  timestamptz,
+    p_took   interval,
+    p_pages  bigint
 )
 RETURNS void
 LANGUAGE plpgsql
@@ -151,7 +159,8 @@ DECLARE
     v_from   numeric := extract(EPOCH FROM p_began) - 1;
     v_old    jsonb;
 BEGIN
-    IF v_took_s < 0.005 OR (v_took_s < 0.01 AND p_look IS NULL) THEN
+    -- Pages and not time, which is long on a busy machine for no reason. 2,000 take a millisecond or two.
+    IF p_pages < (CASE WHEN p_look IS NULL THEN 2000 ELSE 1000 END) THEN
         IF p_look IS NULL AND current_setting(v_name, true) <> '' THEN
             PERFORM set_config(v_name, '', false);
         END IF;

@@ -312,6 +312,7 @@ DECLARE
     v_began    timestamptz := clock_timestamp();
     v_step     timestamptz;
     v_took     interval := '0 seconds';
+    v_pages    bigint := 0;
     v_first    timestamptz;
     v_floors   jsonb := '{}';
     v_priority integer;
@@ -329,10 +330,12 @@ BEGIN
         -- Where all that was looked at got a time or a lease, the same priority may have more.
         IF v_planned = 0 THEN
             v_step := clock_timestamp();
+        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
             SELECT live.priority, live.first_at
             INTO v_priority, v_first
             FROM postroom.first_live_email(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
             v_took := v_took + (clock_timestamp() - v_step);
+        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
             v_lowest := v_priority;
             EXIT WHEN v_priority IS NULL;
             v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
@@ -385,7 +388,7 @@ BEGIN
             END LOOP;
         END;
     END LOOP;
-    PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took);
+    PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
     RETURN v_leased;
 END;
 $$;
@@ -442,6 +445,7 @@ DECLARE
     v_began    timestamptz := clock_timestamp();
     v_step     timestamptz;
     v_took     interval := '0 seconds';
+    v_pages    bigint := 0;
     v_first    timestamptz;
     v_floors   jsonb := '{}';
     v_priority integer;
@@ -451,10 +455,12 @@ DECLARE
 BEGIN
     LOOP
         v_step := clock_timestamp();
+        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
         SELECT live.priority, live.first_at
         INTO v_priority, v_first
         FROM postroom.first_live_email(COALESCE(v_priority, 2147483648), v_look, v_step + interval '1 second') AS live;
         v_took := v_took + (clock_timestamp() - v_step);
+        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
         EXIT WHEN v_priority IS NULL;
         v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
@@ -475,7 +481,7 @@ BEGIN
         LIMIT 1;
         v_next := LEAST(v_next, NULLIF(v_due, 'infinity'));
     END LOOP;
-    PERFORM postroom.keep_look('email', v_look, v_floors, NULL, v_began, v_took);
+    PERFORM postroom.keep_look('email', v_look, v_floors, NULL, v_began, v_took, v_pages);
     IF v_look IS NOT NULL THEN
         v_next := LEAST(v_next, v_began + interval '1 second');
     END IF;

@@ -261,6 +261,7 @@ DECLARE
     v_began    timestamptz := clock_timestamp();
     v_step     timestamptz;
     v_took     interval := '0 seconds';
+    v_pages    bigint := 0;
     v_first    timestamptz;
     v_floors   jsonb := '{}';
     v_priority integer;
@@ -273,10 +274,12 @@ BEGIN
     LOOP
         EXIT WHEN cardinality(v_leased) >= p_limit;
         v_step := clock_timestamp();
+        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
         SELECT live.priority, live.first_at
         INTO v_priority, v_first
         FROM postroom.first_live_webhook(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
         v_took := v_took + (clock_timestamp() - v_step);
+        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
         v_lowest := v_priority;
         EXIT WHEN v_priority IS NULL;
         v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
@@ -314,7 +317,7 @@ BEGIN
             END LOOP;
         END;
     END LOOP;
-    PERFORM postroom.keep_look('webhook', v_look, v_floors, v_lowest, v_began, v_took);
+    PERFORM postroom.keep_look('webhook', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
     RETURN v_leased;
 END;
 $$;
@@ -349,6 +352,7 @@ DECLARE
     v_began    timestamptz := clock_timestamp();
     v_step     timestamptz;
     v_took     interval := '0 seconds';
+    v_pages    bigint := 0;
     v_first    timestamptz;
     v_floors   jsonb := '{}';
     v_priority integer;
@@ -359,10 +363,12 @@ DECLARE
 BEGIN
     LOOP
         v_step := clock_timestamp();
+        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
         SELECT live.priority, live.first_at
         INTO v_priority, v_first
         FROM postroom.first_live_webhook(COALESCE(v_priority, 2147483648), v_look, v_step + interval '1 second') AS live;
         v_took := v_took + (clock_timestamp() - v_step);
+        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
         EXIT WHEN v_priority IS NULL;
         v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
 
@@ -389,7 +395,7 @@ BEGIN
         LIMIT 1;
         v_next := LEAST(v_next, NULLIF(v_due, 'infinity'));
     END LOOP;
-    PERFORM postroom.keep_look('webhook', v_look, v_floors, NULL, v_began, v_took);
+    PERFORM postroom.keep_look('webhook', v_look, v_floors, NULL, v_began, v_took, v_pages);
     IF v_look IS NOT NULL THEN
         v_next := LEAST(v_next, v_began + interval '1 second');
     END IF;
