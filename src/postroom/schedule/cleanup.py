@@ -23,7 +23,7 @@ from postroom.failpoints import reach
 BATCH_PAGES = 64
 """Half a megabyte: some hundred rows, whose locks last for some milliseconds."""
 
-PAUSE_S_MAX = 0.3
+PAUSE_S_MAX = 0.5
 BATCH_DEADLINE_S = 60.0
 
 _SLOTS = 65_536
@@ -116,9 +116,9 @@ async def _passed(
             await _batch(database, cleaned, page * _SLOTS, (page + BATCH_PAGES) * _SLOTS, dry_run)
             and not dry_run
         ):
-            # Three quarters of the time are the live queue's.
+            # Five sixths of the time are the live queue's.
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(3 * (monotonic() - began), PAUSE_S_MAX)):
+                async with asyncio.timeout(min(5 * (monotonic() - began), PAUSE_S_MAX)):
                     await stop.wait()
         yield min(page + BATCH_PAGES, pages), pages
 
