@@ -132,6 +132,7 @@ CREATE OR REPLACE FUNCTION postroom.first_in_lanes(
     p_priority integer, p_limit integer, p_from timestamptz, p_until timestamptz, OUT lanes text[], OUT firsts uuid[]
 )
 LANGUAGE plpgsql
+STABLE
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
