@@ -52,7 +52,7 @@ METRICS = {
         "gauge", "process", (), "1 where the database answered this scrape; else its metrics are not there."
     ),
     "postroom_dead_letters": Metric(
-        "gauge", "database", ("queue",), "Dead letters that wait for a person; an estimate beyond 20,000."
+        "gauge", "database", ("queue",), "Dead letters that wait for a person; an estimate beyond 10,000."
     ),
     "postroom_limit_slots": Metric(
         "gauge", "database", ("limit",), "Slots of a limit that all e-mails share in its window."
@@ -74,7 +74,7 @@ METRICS = {
         "gauge",
         "database",
         ("queue", "state"),
-        "Live rows: due, leased, refused, or what they wait for; uncounted: those beyond the first 20,000.",
+        "Live rows: due, leased, refused, or what they wait for; uncounted: those beyond the first 10,000.",
     ),
     "postroom_queue_oldest_due_seconds": Metric(
         "gauge", "database", ("queue",), "For how long the oldest row that is due has been due; 0: none is."

@@ -127,7 +127,7 @@ async def test_what_the_global_limit_holds_back_is_not_due(served: Served) -> No
 
 
 async def test_a_deep_queue_is_counted_to_a_bound_and_estimated_beyond(served: Served) -> None:
-    """Of 30,000 live rows 20,000 are looked at; the index says how many there are in all."""
+    """Of 30,000 live rows 10,000 are looked at; the index says how many there are in all."""
     await served.room.database.execute(
         """
         INSERT INTO email_queue (to_email, subject, html, due_at)
@@ -140,7 +140,7 @@ async def test_a_deep_queue_is_counted_to_a_bound_and_estimated_beyond(served: S
     assert of(samples, "postroom_queue_depth", queue="email", state="due") in range(4990, 5100)
     depths = [value for (name, _), value in samples.items() if name == "postroom_queue_depth"]
     assert sum(depths) == 30_000
-    assert of(samples, "postroom_queue_depth", queue="email", state="uncounted") == 10_000
+    assert of(samples, "postroom_queue_depth", queue="email", state="uncounted") == 20_000
 
 
 async def test_workers_transports_and_cron_are_shown(served: Served) -> None:

@@ -263,7 +263,7 @@ def test_the_count_of_dead_letters_reads_dead_letters(reader: Reader) -> None:
 
 
 def test_monitoring_reads_what_is_live_and_no_more_than_its_bound(reader: Reader) -> None:
-    """Depths, ages and dead letters: 20,000 live rows at most, and nothing that is settled."""
+    """Depths, ages and dead letters: 10,000 live rows at most, and nothing that is settled."""
     for _ in range(CALLS):
         depths = reader.read("SELECT * FROM postroom.queue_depths")
         ages = reader.read("SELECT postroom.email_due_s(), postroom.webhook_due_s()")
@@ -272,7 +272,7 @@ def test_monitoring_reads_what_is_live_and_no_more_than_its_bound(reader: Reader
             assert not ages.scanned_whole(table)
             assert ages.rows_of(table) <= 20
             dead_letters = next(row[2] for row in depths.rows if row[:2] == (queue, "dead_letter"))
-            assert depths.rows_of(table) <= 20_000 + dead_letters
+            assert depths.rows_of(table) <= 10_000 + dead_letters
         assert ages.pages <= 400
 
 

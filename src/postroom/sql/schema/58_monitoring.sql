@@ -1,6 +1,6 @@
 -- What /metrics and the saved views show of the queues: read from what is live, never from history.
 --
--- A queue is looked at in the order in which it is claimed, up to 20,000 rows (10 ms); what is beyond is counted by
+-- A queue is looked at in the order in which it is claimed, up to 10,000 rows (5 ms); what is beyond is counted by
 -- the size that the last vacuum or analyze saw, as state `uncounted`. So the sum is right to a few percent at any
 -- size, and a scrape costs the same with ten rows and with ten million.
 
@@ -66,7 +66,7 @@ BEGIN
                 WHERE email.status IN ('pending', 'processing')
                 ORDER BY
                     email.priority DESC, COALESCE(email.due_at, email.next_retry_at, '-infinity'::timestamptz)
-                LIMIT 20000
+                LIMIT 10000
             ) AS live
             LEFT JOIN postroom.refused_rows AS refused ON refused.queue = 'email' AND refused.id = live.id
         ) AS seen
@@ -76,7 +76,7 @@ BEGIN
         v_counted := v_counted + count;
         RETURN NEXT;
     END LOOP;
-    IF v_counted >= 20000 THEN
+    IF v_counted >= 10000 THEN
         RETURN QUERY SELECT 'uncounted', postroom.uncounted('public.postroom_email_due', v_counted);
     END IF;
 END;
@@ -110,7 +110,7 @@ BEGIN
                 WHERE event.status IN ('pending', 'processing')
                 ORDER BY
                     event.priority DESC, COALESCE(event.due_at, event.next_retry_at, '-infinity'::timestamptz)
-                LIMIT 20000
+                LIMIT 10000
             ) AS live
             LEFT JOIN postroom.refused_rows AS refused ON refused.queue = 'webhook' AND refused.id = live.id
         ) AS seen
@@ -120,7 +120,7 @@ BEGIN
         v_counted := v_counted + count;
         RETURN NEXT;
     END LOOP;
-    IF v_counted >= 20000 THEN
+    IF v_counted >= 10000 THEN
         RETURN QUERY SELECT 'uncounted', postroom.uncounted('public.postroom_webhook_due', v_counted);
     END IF;
 END;
@@ -211,7 +211,7 @@ BEGIN
 END;
 $$;
 
--- count_dead_letters: how many dead letters each queue has: counted up to 20,000, by the index beyond.
+-- count_dead_letters: how many dead letters each queue has: counted up to 10,000, by the index beyond.
 CREATE OR REPLACE FUNCTION postroom.count_dead_letters()
 RETURNS TABLE (queue text, count bigint)
 LANGUAGE plpgsql
@@ -221,13 +221,13 @@ SET enable_seqscan = off
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT dead.queue, dead.count + CASE WHEN dead.count < 20000 THEN 0 ELSE postroom.uncounted(dead.index, dead.count) END
+    SELECT dead.queue, dead.count + CASE WHEN dead.count < 10000 THEN 0 ELSE postroom.uncounted(dead.index, dead.count) END
     FROM (
         SELECT 'email' AS queue, 'public.postroom_email_dead_letter' AS index, count(*) AS count
-        FROM (SELECT FROM public.email_queue AS email WHERE email.status = 'dead_letter' LIMIT 20000) AS email
+        FROM (SELECT FROM public.email_queue AS email WHERE email.status = 'dead_letter' LIMIT 10000) AS email
         UNION ALL
         SELECT 'webhook', 'public.postroom_webhook_dead_letter', count(*)
-        FROM (SELECT FROM public.webhook_retry_queue AS event WHERE event.status = 'dead_letter' LIMIT 20000) AS event
+        FROM (SELECT FROM public.webhook_retry_queue AS event WHERE event.status = 'dead_letter' LIMIT 10000) AS event
     ) AS dead;
 END;
 $$;

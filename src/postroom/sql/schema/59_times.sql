@@ -89,7 +89,7 @@ LANGUAGE sql
 STABLE
 AS $$
     SELECT (
-        extract(EPOCH FROM p_now - GREATEST(LEAST(p_since, p_now), p_now - interval '24 days')) * 1000
+        date_part('epoch', p_now - GREATEST(LEAST(p_since, p_now), p_now - interval '24 days')) * 1000
     )::integer;
 $$;
 
