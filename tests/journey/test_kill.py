@@ -125,8 +125,31 @@ def test_workers_that_are_killed_again_and_again_lose_no_mail(programs: Programs
                 tick += 1
         account = Account.of(promised, db, ledger)
         assert _waiting(db) == 0, crew.members[0].log[-3000:]
+        _check_figures(db)
     assert crew.kills >= 3, "the workers were through before they could be killed"
     _check(account)
+
+
+def _check_figures(db: Database) -> None:
+    """Each attempt that the rows count stands in the figures, once, whoever was killed when."""
+    while db.execute("SELECT postroom.merge_tallies()").fetchone() != (0,):
+        pass
+    counted = db.execute(
+        """
+        SELECT
+            (SELECT sum(attempts) FROM email_queue),
+            (
+                SELECT sum(attempts)
+                FROM postroom.processing_totals
+                WHERE outcome NOT IN ('transport_down', 'abandoned', 'waits')
+            ),
+            (SELECT count(*) FROM email_queue WHERE status = 'sent'),
+            (SELECT sum(attempts) FROM postroom.processing_totals WHERE status = 'sent')
+        """
+    ).fetchone()
+    assert counted is not None
+    assert counted[0] == counted[1]
+    assert counted[2] == counted[3]
 
 
 @pytest.mark.chaos
