@@ -371,8 +371,16 @@ async def _build_index(connection: asyncpg.Connection, statement: str, report: R
 
 
 async def _drop_invalid_index(connection: asyncpg.Connection, name: str) -> None:
-    if await _is_invalid(connection, name):
+    if not await _is_invalid(connection, name):
+        return
+    try:
         await connection.execute(f"DROP INDEX CONCURRENTLY public.{name}")
+    except asyncpg.InternalServerError as error:
+        # The server goes on building it for a migrate that was killed, and both mark it at the same moment:
+        # "tuple concurrently updated".
+        if "concurrently" not in str(error):
+            raise
+        raise asyncpg.LockNotAvailableError(f"index {name} is being built or dropped: {error}") from error
 
 
 async def _is_invalid(connection: asyncpg.Connection, name: str) -> bool:
