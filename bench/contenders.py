@@ -50,11 +50,12 @@ class Postroom:
     One `postroom worker` with its default settings.
 
     Attributes:
+        sink: Where its mails go; None: nowhere, its transport does nothing.
         limit: What both limits are set to; `off`, or far above what is reached, such as `1000000/60s`.
     """
 
     database_url: str
-    sink: Sink
+    sink: Sink | None
     limit: str
     insert: str = "INSERT INTO email_queue (to_email, subject, html) VALUES ($1, $2, $3)"
 
@@ -85,7 +86,7 @@ class Postroom:
             "postroom_worker",
             {
                 "database_url": self.database_url,
-                "transport": self.sink.url,
+                "transport": self.sink.url if self.sink is not None else "none",
                 "sender": mails.SENDER,
                 "mode": mode,
             },

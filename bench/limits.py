@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
 import asyncpg
 
 from bench import mails, program
-from bench.contenders import Postroom, fill
+from bench.contenders import Postroom
+from bench.noop_drain import Rounds, drain
 from bench.program import Program
 from bench.report import Result, spread, versions
 from bench.servers import execute, running_postgres, server_version
@@ -71,21 +70,6 @@ class Limited:
         )
 
 
-@dataclass
-class Rounds:
-    """
-    One contender's measurements, a value a round.
-
-    Attributes:
-        cpu_us: CPU time a mail, of the worker.
-        server_cpu_us: The same of all of PostgreSQL.
-    """
-
-    rates: list[float] = field(default_factory=list)
-    cpu_us: list[float] = field(default_factory=list)
-    server_cpu_us: list[float] = field(default_factory=list)
-
-
 def run(*, count: int = 10_000, rounds: int = 5) -> Result:
     """
     Measure in turns, so that whatever else the machine does hits all alike.
@@ -116,7 +100,7 @@ async def _run(count: int, rounds: int) -> Result:
         for turn in range(rounds):
             for place in range(len(contenders)):
                 contender = contenders[(place + turn) % len(contenders)]
-                await _drain(contender, count, measured[contender.name])
+                await drain(contender, count, measured[contender.name])
     off = measured["off"]
     for name, own in measured.items():
         both = [sum(each) for each in zip(own.cpu_us, own.server_cpu_us, strict=True)]
@@ -135,51 +119,5 @@ async def _run(count: int, rounds: int) -> Result:
     return result
 
 
-async def _drain(contender: Limited, count: int, into: Rounds) -> None:
-    await fill(contender, count, count // 3)
-    with contender.running("drain") as worker:
-        connection = await asyncpg.connect(contender.database_url)
-        try:
-            before_s = _server_cpu_s(connection.get_server_pid())
-            took_s, said = await asyncio.to_thread(worker.work)
-            server_cpu_s = _server_cpu_s(connection.get_server_pid()) - before_s
-        finally:
-            await connection.close()
-    if unsent := await contender.unsent():
-        raise RuntimeError(f"{contender.name}: of {count} mails {unsent} are not marked as sent")
-    into.rates.append(count / took_s)
-    into.cpu_us.append(said["cpu_s"] * 1e6 / count)
-    into.server_cpu_us.append(server_cpu_s * 1e6 / count)
-
-
 def _ratio(ones: list[float], others: list[float]) -> float:
     return median(one / other for one, other in zip(ones, others, strict=True))
-
-
-def _server_cpu_s(backend_pid: int) -> float:
-    """CPU time of a server with its processes, also those that have ended: /proc knows, by a backend."""
-    postmaster = _stat(str(backend_pid))[1]
-    ticks = 0
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            parent, own, children = _stat(process.name)[1:]
-        except OSError:
-            continue  # it has ended meanwhile
-        if process.name == postmaster:
-            ticks += int(own) + int(children)
-        elif parent == postmaster:
-            ticks += int(own)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(pid: str) -> tuple[str, str, str, str]:
-    """State, parent, ticks of its own and ticks of the children that it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (
-        fields[0],
-        fields[1],
-        str(int(fields[11]) + int(fields[12])),
-        str(int(fields[13]) + int(fields[14])),
-    )

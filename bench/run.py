@@ -17,6 +17,7 @@ NAMES = (
     "email_latency",
     "held_snapshot",
     "limits",
+    "noop_drain",
     "smtp_client",
     "webhook_intake",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -65,6 +66,35 @@ async def execute(url: str, *statements: str) -> None:
             await connection.execute(statement, timeout=60)
     finally:
         await connection.close()
+
+
+def server_cpu_s(backend_pid: int) -> float:
+    """CPU time of a server with its processes, also those that have ended: /proc knows, by a backend."""
+    postmaster = _stat(str(backend_pid))[1]
+    ticks = 0
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            parent, own, children = _stat(process.name)[1:]
+        except OSError:
+            continue  # it has ended meanwhile
+        if process.name == postmaster:
+            ticks += int(own) + int(children)
+        elif parent == postmaster:
+            ticks += int(own)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: str) -> tuple[str, str, str, str]:
+    """State, parent, ticks of its own and ticks of the children that it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (
+        fields[0],
+        fields[1],
+        str(int(fields[11]) + int(fields[12])),
+        str(int(fields[13]) + int(fields[14])),
+    )
 
 
 class Sink:
