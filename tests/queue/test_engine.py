@@ -116,6 +116,22 @@ async def test_a_transport_that_is_down_costs_no_attempt(house: House) -> None:
     assert await house.database.fetchval("SELECT paused_until IS NULL FROM postroom.transports")
 
 
+async def test_what_an_attempt_waited_for_may_be_cancelled(house: House) -> None:
+    """A CancelledError that comes from within ends that attempt, and no attempter."""
+
+    async def be_cancelled(_: OutgoingEmail) -> str:
+        if len(house.recorder.handed_over) <= 3:
+            raise asyncio.CancelledError
+        return "250 ok"
+
+    house.recorder.behave = be_cancelled
+    await house.set("email.backoff", "20ms")
+    await house.queue(10)
+    async with house.working(house.engine(concurrency=2)):
+        await house.until_settled()
+    assert {row["status"] for row in await house.rows()} == {"sent"}
+
+
 async def test_a_worker_that_stops_gives_back_what_it_had_not_begun(house: House) -> None:
     """Drain: the attempts in flight end and are settled, the buffer goes back as it was."""
     let_go = asyncio.Event()

@@ -20,6 +20,7 @@ LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _INFINITY = 2**63 - 1
+_FIRST, _LAST = (EARLIEST - _EPOCH) // _MICROSECOND, (LATEST - _EPOCH) // _MICROSECOND
 
 
 async def read_all_moments(connection: asyncpg.Connection[Any]) -> None:
@@ -30,11 +31,9 @@ async def read_all_moments(connection: asyncpg.Connection[Any]) -> None:
 
 
 def _decode(value: tuple[int]) -> datetime:
-    try:
-        moment = _EPOCH + timedelta(microseconds=value[0])
-    except OverflowError:
-        return LATEST if value[0] > 0 else EARLIEST
-    return min(max(moment, EARLIEST), LATEST)
+    if _FIRST <= value[0] <= _LAST:
+        return _EPOCH + timedelta(0, 0, value[0])
+    return LATEST if value[0] > 0 else EARLIEST
 
 
 def _encode(value: object) -> tuple[int]:

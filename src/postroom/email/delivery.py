@@ -81,18 +81,16 @@ class Delivery:
         email, outcome = settlement.claim.item, settlement.outcome
         facts: dict[str, object] = {"id": str(email.id), "to": email.to_email, "email_type": email.email_type}
         if outcome is not None:
-            facts |= {
-                "outcome": settlement.verdict,
-                "reply": outcome.reply,
-                "attempt_ms": settlement.attempt_ms,
-            }
+            facts["outcome"] = settlement.verdict
+            facts["reply"] = outcome.reply
+            facts["attempt_ms"] = settlement.attempt_ms
         if settled is None:
             _log.warning("email.late", lease_no=settlement.claim.lease_no, **facts)
             return
         facts["attempts"] = settled.attempts
         if settled.status == "sent":
-            if settlement.ended_at is not None and settled.created_at is not None:
-                facts["total_ms"] = round((settlement.ended_at - settled.created_at).total_seconds() * 1000)
+            if settlement.ended_at is not None and email.created_at is not None:
+                facts["total_ms"] = round((settlement.ended_at - email.created_at).total_seconds() * 1000)
             _log.info("email.sent", **facts)
         elif settled.status == "dead_letter":
             _log.error("email.dead_letter", **facts)

@@ -194,7 +194,7 @@ class EmailStore:
         """Write down what became of some e-mails, in one statement."""
         rows = await self._database.fetch(
             """
-            SELECT id, status, attempts, next_retry_at, created_at
+            SELECT id, status, attempts, next_retry_at
             FROM postroom.settle_emails($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
             """,
             *statements.outcomes(worker, settlements),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
@@ -61,7 +62,7 @@ class Claim(Generic[T]):
         return monotonic() < self.leased_until
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun:
     """What the database said to one start: `begun`, `waits` (put back) or `late` (the lease is lost)."""
 
@@ -71,7 +72,7 @@ class Begun:
     due_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """A row after it was settled."""
 
@@ -79,7 +80,6 @@ class Settled:
     status: str
     attempts: int
     next_retry_at: datetime | None
-    created_at: datetime | None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +92,7 @@ class Settlement(Generic[T]):
         outcome: None where it never started.
         attempt_ms: How long the attempt took.
         ended_at: When it ended, for the row's log; the database's clock decides everything else.
+        recorded: Gets the row as it is once that is written down, where somebody waits for it.
     """
 
     claim: Claim[T]
@@ -99,7 +100,8 @@ class Settlement(Generic[T]):
     outcome: Outcome | None = None
     attempt_ms: int = 0
     ended_at: datetime | None = None
-    tries: int = field(default=0)
+    tries: int = 0
+    recorded: asyncio.Future[Settled | None] | None = None
 
 
 class Work(Protocol[T]):

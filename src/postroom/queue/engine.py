@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Generic, TypeVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import orjson
 
@@ -26,6 +26,7 @@ from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, NotStarted
 from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settlement, Work
+from postroom.queue.deadline import Deadline
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.settles import Settles
 from postroom.queue.starts import Starts
@@ -98,15 +99,16 @@ class Engine(Generic[T]):
         self._database = database
         self._concurrency = concurrency
         self._deadline_s = attempt_deadline_s
+        self._deadline = Deadline(attempt_deadline_s)
         self._version = version
         self._claims = True
-        self._starts = Starts(work, self.id)
-        self._settles = Settles(work, self.id, self._starts.begun)
         self._buffer: deque[Claim[T]] = deque()
-        self._ready = asyncio.Condition()
+        self._in_flight: set[Claim[T]] = set()
+        self._starts = Starts(work, self.id, self._in_flight)
+        self._settles = Settles(work, self.id, self._starts.begun)
+        self._attempters: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._woken = asyncio.Event()
-        self._in_flight: dict[UUID, Claim[T]] = {}
         self._stopping = False
         self._pass = Pass()
 
@@ -119,7 +121,6 @@ class Engine(Generic[T]):
         listener = self._database.listen([f"postroom_{self.work.queue}"], lambda *_: self._woken.set())
         helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
         helpers.append(asyncio.create_task(self._tend()))
-        attempters = [asyncio.create_task(self._attempter()) for _ in range(self._concurrency)]
         fetcher = asyncio.create_task(self._fetch())
         _log.info("worker.started", queue=self.work.queue, worker=str(self.id), concurrency=self._concurrency)
         try:
@@ -134,7 +135,7 @@ class Engine(Generic[T]):
             self._woken.set()
             self._room.set()
             await asyncio.gather(fetcher, return_exceptions=True)
-            await self._drain(attempters)
+            await self._drain()
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -165,7 +166,6 @@ class Engine(Generic[T]):
         before = None if until_nothing_due else await self._database.fetchval("SELECT clock_timestamp()")
         self._pass = Pass(before)
         helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._extend())]
-        attempters = [asyncio.create_task(self._attempter()) for _ in range(self._concurrency)]
         ends = monotonic() + limit_s
         try:
             while monotonic() < ends and not self._stopping and not (stop and stop.is_set()):
@@ -177,7 +177,7 @@ class Engine(Generic[T]):
                 # Asked before the claim: what is settled during it may have held others up.
                 at_work = bool(self._buffer or self._in_flight or self._settles.open)
                 if claims := await self._claim(self._space(), before):
-                    await self._put(claims)
+                    self._put(claims)
                     await self._wait_for_room()
                 elif at_work:
                     await asyncio.sleep(0.002)
@@ -185,7 +185,7 @@ class Engine(Generic[T]):
                     break
         finally:
             self._stopping = True
-            await self._drain(attempters)
+            await self._drain()
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -204,11 +204,11 @@ class Engine(Generic[T]):
         Raises:
             NotStarted: The row waits for a limit, or another worker has taken it.
         """
-        self._in_flight[claim.id] = claim
+        self._in_flight.add(claim)
         try:
             ended = await self._attempt(claim)
         finally:
-            self._in_flight.pop(claim.id, None)
+            self._in_flight.discard(claim)
         if isinstance(ended, NotStarted):
             if not ended.held:
                 raise ended
@@ -217,9 +217,9 @@ class Engine(Generic[T]):
         elif ended.verdict == Verdict.TRANSPORT_DOWN:
             ended.verdict = "abandoned"
         assert ended.outcome is not None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(settle_s):
-                await asyncio.shield(self._settles.settle(ended))
+        ended.recorded = asyncio.get_running_loop().create_future()
+        self._settles.settle(ended)
+        await asyncio.wait([ended.recorded], timeout=settle_s)
         return ended.outcome
 
     def begun(self) -> list[Claim[T]]:
@@ -273,14 +273,14 @@ class Engine(Generic[T]):
         if self._stopping:
             return
         if claims := await self._claim(self._space(), None):
-            await self._put(claims)
+            self._put(claims)
             return
         await self._sleep()
 
     async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
         if space <= 0:
             return []
-        held = len(self._buffer) + sum(not claim.started for claim in self._in_flight.values())
+        held = len(self._buffer) + sum(not claim.started for claim in self._in_flight)
         reach("claim.before")
         claims = await self.work.claim(self.id, self.work.claim_limit(space), before, held)
         reach("claim.after")
@@ -320,10 +320,10 @@ class Engine(Generic[T]):
                 async with asyncio.timeout(0.1):
                     await self._room.wait()
 
-    async def _put(self, claims: list[Claim[T]]) -> None:
-        async with self._ready:
-            self._buffer.extend(claims)
-            self._ready.notify(len(claims))
+    def _put(self, claims: list[Claim[T]]) -> None:
+        self._buffer.extend(claims)
+        for _ in range(min(len(claims), self._concurrency - len(self._attempters))):
+            self._attempters.add(asyncio.create_task(self._attempter()))
 
     async def _give_back_buffer(self, verdict: str) -> None:
         while self._buffer:
@@ -335,38 +335,43 @@ class Engine(Generic[T]):
     # Attempting
 
     async def _attempter(self) -> None:
-        while True:
-            async with self._ready:
-                while not self._buffer:
-                    if self._stopping:
-                        return
-                    await self._ready.wait()
+        """Attempt one row after the other, until the buffer is empty."""
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            while self._buffer:
                 claim = self._buffer.popleft()
                 # In flight from here on: nobody may see it in neither place.
-                self._in_flight[claim.id] = claim
-            self._room.set()
-            try:
-                ended = await self._attempt(claim)
-                reach("attempt.ended")
-                if isinstance(ended, Settlement):
-                    self._count(ended)
-                    self._settles.settle(ended)
-                elif ended.held:
-                    self._settles.settle(Settlement(claim, "released"))
-                else:
-                    self._count_put_back(ended)
-            except Exception as error:
-                # Nobody would miss an attempter that is gone, and its row would be extended for ever.
-                outcome = outcome_of(error, started=claim.started)
-                self._settles.settle(self._ended(claim, outcome, monotonic()))
-            finally:
-                del self._in_flight[claim.id]
+                self._in_flight.add(claim)
+                self._room.set()
+                await self._attempt_and_settle(claim)
+        finally:
+            # Not in a callback, which comes later: what is put into the buffer meanwhile would lie there.
+            self._attempters.discard(this)
+
+    async def _attempt_and_settle(self, claim: Claim[T]) -> None:
+        try:
+            ended = await self._attempt(claim)
+            reach("attempt.ended")
+            if isinstance(ended, Settlement):
+                self._count(ended)
+                self._settles.settle(ended)
+            elif ended.held:
+                self._settles.settle(Settlement(claim, "released"))
+            else:
+                self._count_put_back(ended)
+        except Exception as error:
+            # Nobody would miss an attempter that is gone, and its row would be extended for ever.
+            outcome = outcome_of(error, started=claim.started)
+            self._settles.settle(self._ended(claim, outcome, monotonic()))
+        finally:
+            self._in_flight.discard(claim)
 
     async def _attempt(self, claim: Claim[T]) -> Settlement[T] | NotStarted:
         """One attempt, or why it did not begin."""
         began = monotonic()
         try:
-            async with asyncio.timeout(self._deadline_s):
+            with self._deadline:
                 reach("attempt.before")
                 answer = await self.work.attempt(claim, lambda: self._starts.begin(claim))
                 reach("attempt.after")
@@ -376,6 +381,11 @@ class Engine(Generic[T]):
         except TimeoutError:
             reason = f"no end after {self._deadline_s:g} s"
             outcome = Outcome(Verdict.UNCERTAIN if claim.started else Verdict.TEMPORARY, reason)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            outcome = outcome_of(error, started=claim.started)  # what it waited for was cancelled, and not we
         except Exception as error:
             outcome = outcome_of(error, started=claim.started)
         return self._ended(claim, outcome, began)
@@ -401,12 +411,10 @@ class Engine(Generic[T]):
 
     # Ending
 
-    async def _drain(self, attempters: list[asyncio.Task[None]]) -> None:
+    async def _drain(self) -> None:
         reach("drain.before")
         await self._give_back_buffer("released")
-        async with self._ready:
-            self._ready.notify_all()
-        await asyncio.gather(*attempters, return_exceptions=True)
+        await asyncio.gather(*self._attempters, return_exceptions=True)
         await self._settles.flush()
 
     # Staying alive
@@ -477,7 +485,7 @@ class Engine(Generic[T]):
     async def _extend(self) -> None:
         """Take another lease of what is held for longer than half of one."""
         while True:
-            held = [*self._buffer, *self._in_flight.values(), *self._starts.begun.values()]
+            held = [*self._buffer, *self._in_flight, *self._starts.begun.values()]
             shortest_s = min((claim.lease_s for claim in held), default=1.0)
             await asyncio.sleep(min(shortest_s / 5, 1.0))
             old = {claim.id: claim for claim in held if claim.lease_left_s() < claim.lease_s / 2}

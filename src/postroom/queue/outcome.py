@@ -25,7 +25,7 @@ class Verdict(StrEnum):
     UNHANDLED = "unhandled"  # of webhooks: done, since nobody wants the event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """
     The end of one attempt.

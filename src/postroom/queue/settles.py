@@ -39,7 +39,7 @@ class Settles(Generic[T]):
         self._work = work
         self._worker = worker
         self._begun = begun
-        self._waiting: list[tuple[Settlement[T], asyncio.Future[Settled | None]]] = []
+        self._waiting: list[Settlement[T]] = []
         self._task: asyncio.Task[None] | None = None
         self.counts: dict[str, int] = {}
 
@@ -48,18 +48,11 @@ class Settles(Generic[T]):
         """How many outcomes are not recorded yet."""
         return len(self._waiting)
 
-    def settle(self, settlement: Settlement[T]) -> asyncio.Future[Settled | None]:
-        """
-        Take an outcome; it is recorded soon, and surely before `flush` returns.
-
-        Returns:
-            The row as it is then; None where its lease had passed on.
-        """
-        future: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((settlement, future))
+    def settle(self, settlement: Settlement[T]) -> None:
+        """Take an outcome; it is recorded soon, and surely before `flush` returns."""
+        self._waiting.append(settlement)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        return future
 
     async def flush(self) -> None:
         """Return once every outcome that was taken is recorded."""
@@ -72,38 +65,39 @@ class Settles(Generic[T]):
             if len(self._begun) > len(self._waiting):
                 await asyncio.sleep(GATHER_S)
             batch = self._waiting[:BATCH_MAX]
-            settlements = [settlement for settlement, _ in batch]
             try:
                 reach("settle.before")
-                rows = {row.id: row for row in await self._work.settle(self._worker, settlements)}
+                rows = {row.id: row for row in await self._work.settle(self._worker, batch)}
                 reach("settle.after")
             except Exception as error:
                 # The row is kept in memory: it must not be attempted again while its outcome is known.
                 if not isinstance(error, DatabaseUnavailable) or again_s == AGAIN_S_MIN:
                     _log.warning("settle.repeated", queue=self._work.queue, rows=len(batch), error=str(error))
-                for settlement in settlements:
+                for settlement in batch:
                     settlement.tries += 1
                 await asyncio.sleep(again_s)
                 again_s = min(again_s * 2, AGAIN_S_MAX)
                 continue
             again_s = AGAIN_S_MIN
             del self._waiting[: len(batch)]
-            for settlement, future in batch:
+            for settlement in batch:
                 self._record(settlement, rows.get(settlement.claim.id))
-                if not future.done():
-                    future.set_result(rows.get(settlement.claim.id))
 
     def _record(self, settlement: Settlement[T], settled: Settled | None) -> None:
         claim = settlement.claim
         if self._begun.get(claim.id) is claim:
             del self._begun[claim.id]
         self.counts[settlement.verdict] = self.counts.get(settlement.verdict, 0) + 1
-        if settlement.outcome is None:
-            return
+        if settlement.outcome is not None:
+            self._report(settlement, settled)
+        if settlement.recorded is not None and not settlement.recorded.done():
+            settlement.recorded.set_result(settled)
+
+    def _report(self, settlement: Settlement[T], settled: Settled | None) -> None:
         try:
             reach("report.before")
             self._work.report(settlement, settled)
         except Exception as error:
             # What cannot be told must not keep the rest of the batch from being recorded.
             said = f"{type(error).__name__}: {error}"
-            _log.error("report.failed", queue=self._work.queue, id=str(claim.id), error=said)
+            _log.error("report.failed", queue=self._work.queue, id=str(settlement.claim.id), error=said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from time import monotonic
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -38,12 +39,16 @@ class Starts(Generic[T]):
     Groups the starts of a worker: what comes within GATHER_S goes together.
 
     Without the mark a kill -9 would blame every mail in the buffer; with a statement for each the
-    database would be the limit. A start that is alone waits for nobody.
+    database would be the limit. Where all that are in flight wait for their start, nobody else can come.
+
+    Args:
+        in_flight: Every claim that an attempt has been made of and has not ended, as the engine keeps it.
     """
 
-    def __init__(self, work: Work[T], worker: UUID) -> None:
+    def __init__(self, work: Work[T], worker: UUID, in_flight: Collection[Claim[T]]) -> None:
         self._work = work
         self._worker = worker
+        self._in_flight = in_flight
         self._waiting: list[tuple[Claim[T], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
         self.begun: dict[UUID, Claim[T]] = {}
@@ -74,7 +79,7 @@ class Starts(Generic[T]):
 
     async def _run(self) -> None:
         while self._waiting:
-            if self.begun:
+            if len(self._waiting) < len(self._in_flight):
                 await asyncio.sleep(GATHER_S)
             batch = [(claim, future) for claim, future in self._waiting[:BATCH_MAX] if not future.done()]
             del self._waiting[:BATCH_MAX]

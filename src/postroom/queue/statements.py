@@ -17,7 +17,9 @@ REPLY_CHARS_MAX = 1_000
 
 def storable(text: str) -> str:
     """Text as PostgreSQL can keep it: no NUL, no lone surrogate, of a bounded length."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()[:REPLY_CHARS_MAX]
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()
+    return text.replace("\0", "")[:REPLY_CHARS_MAX]
 
 
 def read_json(text: str) -> Any:
@@ -45,13 +47,15 @@ def leases(claims: Sequence[Claim[Any]]) -> tuple[list[UUID], list[int]]:
 def outcomes(worker: UUID, settlements: Sequence[Settlement[Any]]) -> tuple[object, ...]:
     """The arguments of settle_emails and settle_webhooks: the worker, and six columns."""
     ended = [settlement.outcome for settlement in settlements]
+    replies = [None if outcome is None else storable(outcome.reply) for outcome in ended]
+    name = str(worker)
     return (
         worker,
         *leases([settlement.claim for settlement in settlements]),
         [settlement.verdict for settlement in settlements],
-        [None if outcome is None else storable(outcome.reply) for outcome in ended],
+        replies,
         [None if outcome is None else outcome.retry_after_s for outcome in ended],
-        [_entry(settlement, worker) for settlement in settlements],
+        [_entry(settlement, reply, name) for settlement, reply in zip(settlements, replies, strict=True)],
     )
 
 
@@ -62,20 +66,20 @@ def begun(row: Any) -> Begun:
 
 def settled(row: Any) -> Settled:
     """A row of settle_emails or settle_webhooks."""
-    return Settled(row["id"], row["status"], row["attempts"], row["next_retry_at"], row["created_at"])
+    return Settled(row["id"], row["status"], row["attempts"], row["next_retry_at"])
 
 
-def _entry(settlement: Settlement[Any], worker: UUID) -> str | None:
+def _entry(settlement: Settlement[Any], reply: str | None, worker: str) -> str | None:
     """The attempt as the row's attempt_log keeps it; None where nothing was attempted."""
     if settlement.outcome is None:
         return None
-    return orjson.dumps(
-        {
-            "at": settlement.ended_at,
-            "ms": settlement.attempt_ms,
-            "outcome": settlement.verdict,
-            "reply": storable(settlement.outcome.reply),
-            **({"transport": settlement.claim.route} if settlement.claim.route else {}),
-            "worker": str(worker),
-        }
-    ).decode()
+    entry = {
+        "at": settlement.ended_at,
+        "ms": settlement.attempt_ms,
+        "outcome": settlement.verdict,
+        "reply": reply,
+    }
+    if settlement.claim.route:
+        entry["transport"] = settlement.claim.route
+    entry["worker"] = worker
+    return orjson.dumps(entry).decode()

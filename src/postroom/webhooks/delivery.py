@@ -140,8 +140,8 @@ class Delivery:
             return
         facts["attempts"] = settled.attempts
         if settled.status == "processed":
-            if settlement.ended_at is not None and settled.created_at is not None:
-                facts["total_ms"] = round((settlement.ended_at - settled.created_at).total_seconds() * 1000)
+            if settlement.ended_at is not None and event.received_at is not None:
+                facts["total_ms"] = round((settlement.ended_at - event.received_at).total_seconds() * 1000)
             if settlement.verdict == Verdict.UNHANDLED:
                 _log.info("webhook.unhandled", **facts)
             else:

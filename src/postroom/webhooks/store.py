@@ -118,7 +118,7 @@ class WebhookStore:
         """Write outcomes down, in one statement; what has passed to another worker is not in the answer."""
         rows = await self._database.fetch(
             """
-            SELECT id, status, attempts, next_retry_at, created_at
+            SELECT id, status, attempts, next_retry_at
             FROM postroom.settle_webhooks($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
             """,
             *statements.outcomes(worker, settlements),

@@ -24,6 +24,8 @@ def without_body(text: str, email: OutgoingEmail) -> str:
 
     Some providers give back the request that they refuse; a body has no business in a log.
     """
+    if len(text) < QUOTED_CHARACTERS:
+        return text  # as most answers are: the body is not looked at for 8 us
     # The address stands in many bodies, and in the errors about it.
     searched = text.replace(email.to_email, " " * len(email.to_email))
     for body in (email.html, email.text or ""):
