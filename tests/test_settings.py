@@ -178,7 +178,7 @@ def test_wrong_variable_is_named_with_what_is_allowed(
             '[smtp]\nrcpt_time = "1s"\n',
             r"postroom\.toml: smtp\.rcpt_time is no setting; did you mean rcpt_timeout",
         ),
-        ("nonsense = 1\n", r"nonsense is no setting; there are attempt_deadline, concurrency"),
+        ("nonsense = 1\n", r"nonsense is no setting; there are alerts, attempt_deadline, concurrency"),
         ('port = "many"\n', r"postroom\.toml: port is wrong; allowed is a number"),
         (
             '[smtp]\nrcpt_timeout = "soon"\n',

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from postroom.errors import PostroomError
 from postroom.queue.engine import Engine
 from postroom.queue.status import read_workers
+from postroom.schedule.by_hand import run_by_hand
 from postroom.schedule.cleanup import Step, cleanup
 from postroom.schedule.job import Job, Run
+from postroom.schedule.scheduler import run_of
+from postroom.schedule.store import CronStore
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def jobs_of(room: Room) -> list[Job]:
         Job("process-email-queue", partial(_process_emails, room)),
         Job("process-webhook-retries", partial(_process_webhooks, room)),
         Job("cleanup", partial(_cleanup, room)),
+        Job("alerts", partial(_alerts, room)),
     ]
     if (source := source_to_reconcile(room)) is not None:
         jobs.append(Job("reconcile", partial(_reconcile, room, source)))
@@ -61,6 +65,23 @@ def not_configured(room: Room) -> dict[str, str]:
     if room.settings.stripe_api_key is None:
         return {"reconcile": "set STRIPE_API_KEY to a key that may read events: sk_… or rk_…"}
     return {"reconcile": "it needs one source of scheme stripe, or one that is named stripe"}
+
+
+async def run_by_name(room: Room, name: str) -> str:
+    """
+    Run one of postroom's own jobs now, in this process; returns its message.
+
+    Raises:
+        PostroomError: It runs already, or it failed.
+        ConfigError: A source, or the table [alerts], of postroom.toml is wrong.
+    """
+    store = CronStore(room.database)
+    job = next(each for each in jobs_of(room) if each.name == name)
+    await store.offer([name])
+    row = await store.job(name)
+    assert row is not None
+    told = run_of(row, await store.now(), asyncio.Event())
+    return await run_by_hand(store, row, lambda: job.run(told))
 
 
 def source_to_reconcile(room: Room) -> Source | None:
@@ -156,6 +177,13 @@ async def _cleanup(room: Room, run: Run) -> str:
     if run.stop.is_set():
         said.append("stopped before the end")
     return ", ".join(said) or "nothing was old enough"
+
+
+async def _alerts(room: Room, _run: Run) -> str:
+    """Each rule looks, and who is to be told is told."""
+    from postroom.alerts.run import run_alerts
+
+    return await run_alerts(room)
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, Any], stop: asyncio.Event) -> Any:

@@ -7,6 +7,11 @@ docs/log-events.md shows the same list, and a test compares both with what the c
 from __future__ import annotations
 
 EVENTS = {
+    "alert.not_looked": "A rule of the alerts could not look; the others did.",
+    "alert.not_sent": "A target did not take an alert; it is tried again at the next minute.",
+    "alert.not_stood_in": "A process that found the job alerts not run could not run it, or a target failed.",
+    "alert.sent": "A target was told that something is wrong, goes on, or is over; summary says what.",
+    "alert.stood_in": "The job alerts was not run for minutes: this process runs it now.",
     "claim.failed": "A claim ended in an error that is not the loss of the database; it is tried again.",
     "cleanup.refused": "A row's own trigger or constraint keeps it from being cleaned up; error is why.",
     "cron.adopted": "pg_cron was given jobs, or has some of a person's own; did says which.",

@@ -47,7 +47,15 @@ METRICS = {
     "postroom_cron_job_last_success_timestamp_seconds": Metric(
         "gauge", "database", ("job",), "When the last run of a job that succeeded began; 0 before the first."
     ),
-    "postroom_cron_leader": Metric("gauge", "database", (), "1 where a scheduler leads, so that jobs run."),
+    "postroom_cron_job_overdue_seconds": Metric(
+        "gauge",
+        "database",
+        ("job",),
+        "For how long a job has been due and nobody has begun it, neither a scheduler nor pg_cron.",
+    ),
+    "postroom_cron_leader": Metric(
+        "gauge", "database", (), "1 where a scheduler of postroom's leads; pg_cron's jobs run without one."
+    ),
     "postroom_database_up": Metric(
         "gauge", "process", (), "1 where the database answered this scrape; else its metrics are not there."
     ),

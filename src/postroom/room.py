@@ -16,6 +16,7 @@ from postroom.settings import Settings, load_settings
 from postroom.version import VERSION
 
 if TYPE_CHECKING:
+    from postroom.alerts.settings import AlertSettings
     from postroom.database.connect import Database
     from postroom.email.delivery import Delivery
     from postroom.email.direct import DirectSends
@@ -309,6 +310,18 @@ class Room:
         from postroom.webhooks.source_settings import read_sources
 
         return read_sources(self.settings)
+
+    @cached_property
+    def alerts(self) -> AlertSettings:
+        """
+        Who is told of what is wrong.
+
+        Raises:
+            ConfigError: The table [alerts] of postroom.toml is wrong.
+        """
+        from postroom.alerts.settings import read_alert_settings
+
+        return read_alert_settings(self.settings)
 
     @property
     def webhooks(self) -> WebhookStore:

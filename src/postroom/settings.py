@@ -98,6 +98,7 @@ class Settings(BaseSettings):
         stripe_api_url: Another one is for tests.
         attempt_deadline_s: How long one attempt may take in all.
         webhooks: The [webhooks.*] tables of postroom.toml as they are written there.
+        alerts: The table [alerts], too.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -150,6 +151,7 @@ class Settings(BaseSettings):
     webhooks: dict[str, dict[str, Any]] = Field(
         default={}, repr=False, description="tables such as [webhooks.stripe]"
     )
+    alerts: dict[str, Any] = Field(default={}, repr=False, description="a table: [alerts]")
 
     @property
     def transport_urls(self) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ class Fallbacks(_Source):
 
 
 _FALLBACK_ONLY = {"resend_api_key"}
-_NOT_VARIABLES = {"webhooks", *_FALLBACK_ONLY}
+_NOT_VARIABLES = {"webhooks", "alerts", *_FALLBACK_ONLY}
 
 
 def _set(fields: Iterable[str], table: str | None = None) -> dict[str, Any]:

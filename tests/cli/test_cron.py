@@ -22,7 +22,7 @@ def test_the_list_shows_each_job_and_what_is_not_configured(cli: Cli) -> None:
     assert "reconcile is not configured here: set STRIPE_API_KEY" in answer.out
     assert answer.err == "no scheduler runs: start `postroom up` or `postroom scheduler`\n"
     found = cli("cron", "list", "--json").json
-    assert [job["jobid"] for job in found["jobs"]] == [19, 20, 1001]
+    assert [job["jobid"] for job in found["jobs"]] == [19, 20, 1001, 1003]
     assert found["leader"] is None
 
 

@@ -24,6 +24,7 @@ DEFAULTS = {
     "cron.process-webhook-retries": "*/5 * * * *",
     "cron.cleanup": "15 3 * * *",
     "cron.reconcile": "7 * * * *",
+    "cron.alerts": "* * * * *",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -17,9 +18,11 @@ from postroom.database.migrate import migrate
 from postroom.errors import PostroomError
 from postroom.jobs import CLEANUP
 from postroom.schedule.cleanup import cleanup
+from postroom.schedule.health import read_job_health
 from postroom.schedule.pg_cron import adopt, use_own, use_pg_cron
 from postroom.schedule.status import read_cron
 from postroom.schedule.store import CronStore
+from tests.alerts.conftest import open_hook
 from tests.conftest import DEBIAN_15
 from tests.http.conftest import serving, settings_of
 from tests.support.postgres import SETTINGS, PostgresServer, running_server
@@ -126,9 +129,14 @@ async def test_where_it_is_installed_it_has_the_net_jobs_and_our_scheduler_the_r
             ("process-email-queue", "* * * * *", _wakes("process-email-queue"), "owner", True),
             ("process-webhook-retries", "*/5 * * * *", _wakes("process-webhook-retries"), "owner", True),
         ]
-        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup"]
+        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", "alerts"]
         shown = house.own("SELECT jobname, run_by FROM postroom.cron_jobs ORDER BY jobid")
-        assert shown == [(NAMES[0], "pg_cron"), (NAMES[1], "pg_cron"), ("cleanup", "postroom")]
+        assert shown == [
+            (NAMES[0], "pg_cron"),
+            (NAMES[1], "pg_cron"),
+            ("cleanup", "postroom"),
+            ("alerts", "postroom"),
+        ]
 
 
 async def test_service_role_sees_them_too_and_nobody_else_does(house: House) -> None:
@@ -141,7 +149,7 @@ async def test_service_role_sees_them_too_and_nobody_else_does(house: House) -> 
     try:
         for view in ("cron_jobs", "cron_runs"):
             seen = house.run_as("service", "SELECT count(*) FROM postroom.{}", view)
-            assert seen == [(3 if view == "cron_jobs" else 0,)]
+            assert seen == [(4 if view == "cron_jobs" else 0,)]
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 house.run_as("stranger", "SELECT count(*) FROM postroom.{}", view)
     finally:
@@ -164,8 +172,8 @@ async def test_a_job_of_the_users_own_is_kept_and_reported(house: House) -> None
             "pg_cron's job 2 'retries' is yours and is kept; it calls get_webhook_retry_batch",
         ]
         assert house.own("SELECT schedule, command FROM cron.job WHERE jobid = 1") == [("*/2 * * * *", mine)]
-        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", NAMES[0]]
-        assert len({job.jobid for job in (await read_cron(room.database)).jobs}) == 6
+        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", "alerts", NAMES[0]]
+        assert len({job.jobid for job in (await read_cron(room.database)).jobs}) == 7
 
 
 async def test_without_the_right_to_its_schema_our_scheduler_goes_on(house: House) -> None:
@@ -175,8 +183,8 @@ async def test_without_the_right_to_its_schema_our_scheduler_goes_on(house: Hous
     async with Room(database_url=house.url) as room:
         (said,) = await adopt(room.database, None)
         assert said.endswith("so postroom's scheduler runs the jobs: GRANT USAGE ON SCHEMA cron TO owner")
-        assert len(await CronStore(room.database).jobs()) == 3
-        assert len((await read_cron(room.database)).jobs) == 3
+        assert len(await CronStore(room.database).jobs()) == 4
+        assert len((await read_cron(room.database)).jobs) == 4
 
 
 async def test_a_setting_changes_pg_crons_job_and_takes_it_away(house: House) -> None:
@@ -190,11 +198,11 @@ async def test_a_setting_changes_pg_crons_job_and_takes_it_away(house: House) ->
         assert house.own(schedule) == [("*/3 * * * *",)]
         house.own("SELECT postroom.set_setting('cron.process-email-queue', 'off')")
         assert house.own(schedule) == []
-        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup"]
+        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", "alerts"]
         house.own("SELECT postroom.set_setting('cron.process-email-queue', '* * * * *')")
         assert house.own(schedule) == [("* * * * *",)]
         house.own("SELECT cron.unschedule('process-email-queue')")
-        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", NAMES[0]]
+        assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", "alerts", NAMES[0]]
 
 
 async def test_by_pg_net_it_asks_our_door_with_a_key_that_only_this_door_takes(
@@ -206,7 +214,7 @@ async def test_by_pg_net_it_asks_our_door_with_a_key_that_only_this_door_takes(
     await migrate(house.url)
     async with Room(**settings_of(house.url, tmp_path)) as room, serving(room, key=None) as door:
         said = await adopt(room.database, door.url)
-        assert said == ["pg_cron runs process-email-queue", "pg_cron runs process-webhook-retries"]
+        assert said == [f"pg_cron runs {name}" for name in (*NAMES, "alerts")]
         house.own("INSERT INTO email_queue (to_email, subject, html) VALUES ('ada@example.com', 's', 'h')")
         ((command,),) = house.own("SELECT command FROM cron.job WHERE jobname = 'process-email-queue'")
         assert command == f"SELECT postroom.post_job('process-email-queue', '{door.url}')"
@@ -222,11 +230,65 @@ async def test_by_pg_net_it_asks_our_door_with_a_key_that_only_this_door_takes(
             assert (await pg_net.post(url, json={})).status_code == 401
 
 
+async def test_alerts_are_sent_where_only_pg_cron_runs(house: House, tmp_path: Path) -> None:
+    """It asks our door each minute; where it cannot reach us any more, our scheduler has the job again."""
+    install(house)
+    house.root(PG_NET)
+    await migrate(house.url)
+    async with open_hook() as hook:
+        table = {"targets": {"ops": {"webhook": hook.url}}, "rules": {"no_worker": "0s"}}
+        settings = settings_of(house.url, tmp_path, alerts=table)
+        async with Room(**settings) as room, serving(room, key=None) as door:
+            await adopt(room.database, door.url)
+            house.own(
+                "INSERT INTO email_queue (to_email, subject, html) VALUES ('ada@example.com', 's', 'h')"
+            )
+            ((command,),) = house.own("SELECT command FROM cron.job WHERE jobname = 'alerts'")
+            house.own(command)
+            ((url, headers),) = house.own("SELECT url, headers FROM net.asked")
+            async with httpx.AsyncClient(headers=headers, trust_env=False) as pg_net:
+                answer = await pg_net.post(url, json={}, timeout=30)
+            assert answer.json() == {"message": "no_worker found, 1 message sent"}
+            assert hook.told == [("alert.fired", "no_worker", "email")]
+            await adopt(room.database, None)
+            assert house.own("SELECT 1 FROM cron.job WHERE jobname = 'alerts'") == []
+            assert [job.name for job in await CronStore(room.database).jobs()] == ["cleanup", "alerts"]
+
+
+async def test_monitoring_sees_pg_crons_jobs_fail_and_fall_silent(house: House) -> None:
+    """Though their history is pg_cron's own, and no scheduler of ours leads."""
+    install(house)
+    await migrate(house.url)
+    async with Room(database_url=house.url) as room:
+        await adopt(room.database, None)
+        runs: LiteralString = """
+            INSERT INTO cron.job_run_details (jobid, runid, username, command, status, start_time, end_time)
+            SELECT job.jobid, %s, 'owner', 'x', %s, now() - %s::interval, now()
+            FROM cron.job AS job
+            WHERE job.jobname = 'process-email-queue'
+        """
+        # Once an hour, in five minutes: pg_cron itself does not come between.
+        minute = (datetime.now(UTC).minute + 5) % 60
+        house.root("UPDATE cron.job SET schedule = %s", f"{minute} * * * *")
+        house.root(runs, 1, "succeeded", "130 minutes")
+        house.root(runs, 2, "failed", "126 minutes")
+        health = {job.name: job for job in await read_job_health(room.database)}
+        assert set(health) == {*NAMES, "cleanup", "alerts"}
+        emails, webhooks = (health[name] for name in NAMES)
+        assert (emails.failing, webhooks.failing) == (True, False)
+        assert 114 * 60 < emails.overdue_s < 116 * 60
+        assert webhooks.overdue_s == 0
+        assert emails.last_success_s > 0
+        house.root(runs, 3, "succeeded", "0 minutes")
+        health = {job.name: job for job in await read_job_health(room.database)}
+        assert (health[NAMES[0]].failing, health[NAMES[0]].overdue_s) == (False, 0)
+
+
 async def test_it_is_not_taken_for_wanted_where_it_could_be_installed(house: House) -> None:
     """Schema cron is made only when somebody says so, and given over when somebody says so."""
     await migrate(house.url)
     assert house.own("SELECT to_regnamespace('cron') IS NULL") == [(True,)]
-    assert len(house.own("SELECT * FROM postroom.cron_jobs")) == 3
+    assert len(house.own("SELECT * FROM postroom.cron_jobs")) == 4
     async with Room(database_url=house.url) as room:
         assert (await use_own(room.database)).startswith("schema cron shows postroom's jobs")
         await migrate(house.url)
@@ -247,7 +309,7 @@ async def test_it_is_not_taken_for_wanted_where_it_could_be_installed(house: Hou
             await use_own(room.database)
 
         house.root("DROP EXTENSION pg_cron")
-        assert {job.name for job in await CronStore(room.database).jobs()} == {*NAMES, "cleanup"}
+        assert {job.name for job in await CronStore(room.database).jobs()} == {*NAMES, "cleanup", "alerts"}
         await use_own(room.database)
 
 
@@ -259,7 +321,7 @@ async def test_a_schema_that_others_need_is_not_given_over(house: House) -> None
         house.own("CREATE VIEW my_jobs AS SELECT * FROM cron.job")
         with pytest.raises(PostroomError, match=r"view public.my_jobs depends on view cron.job"):
             await use_pg_cron(room.database, None)
-        assert len(house.own("SELECT * FROM my_jobs")) == 3
+        assert len(house.own("SELECT * FROM my_jobs")) == 4
 
 
 async def test_a_schema_cron_of_the_users_own_is_left_alone(house: House) -> None:
@@ -269,7 +331,7 @@ async def test_a_schema_cron_of_the_users_own_is_left_alone(house: House) -> Non
     async with Room(database_url=house.url) as room:
         with pytest.raises(PostroomError, match="a schema cron that is not postroom's"):
             await use_own(room.database)
-        assert len(await CronStore(room.database).jobs()) == 3
+        assert len(await CronStore(room.database).jobs()) == 4
 
 
 async def test_cleanup_forgets_what_our_jobs_have_written_into_its_history(house: House) -> None:

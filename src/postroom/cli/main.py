@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from postroom.cli import (
+    alerts,
     cleanup,
     cron,
     dead_letters,
@@ -78,6 +79,7 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(settings.app, name="settings")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(cron.app, name="cron")
+app.add_typer(alerts.app, name="alerts")
 app.command("cleanup")(cleanup.cleanup)
 app.command("psql", context_settings=psql.CONTEXT)(psql.psql)
 app.command("doctor")(doctor.doctor)

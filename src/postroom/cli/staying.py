@@ -11,6 +11,7 @@ from typing import Any
 import uvloop
 
 from postroom import log
+from postroom.alerts.deputy import stand_in
 from postroom.cli.garbage import collect_seldom, return_large_pieces
 from postroom.cli.house import fit_schema
 from postroom.cli.running import QUEUES
@@ -95,12 +96,15 @@ async def work_and_serve(staying: Staying) -> None:
     """All of the house."""
     ready = asyncio.Event()
     check_sources(staying.room)
+    check_alerts(staying.room)
     if await staying.opened(bring_up_to_date=True):
-        await staying.run_together(_serve(staying, ready), _work_when(ready, staying))
+        watch = stand_in(staying.room, staying.stop)
+        await staying.run_together(_serve(staying, ready), _work_when(ready, staying), watch)
 
 
 async def schedule(staying: Staying) -> None:
     """The scheduler alone."""
+    check_alerts(staying.room)
     if await staying.opened():
         scheduler = await staying.room.scheduler()
         await staying.run_together(scheduler.run(staying.stop))
@@ -109,8 +113,10 @@ async def schedule(staying: Staying) -> None:
 async def serve(staying: Staying) -> None:
     """HTTP alone."""
     check_sources(staying.room)
+    check_alerts(staying.room)
     if await staying.opened():
-        await staying.run_together(_serve(staying, asyncio.Event()))
+        watch = stand_in(staying.room, staying.stop)
+        await staying.run_together(_serve(staying, asyncio.Event()), watch)
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,10 @@ class Work:
     async def __call__(self, staying: Staying) -> None:
         if "webhooks" in self.queues:
             check_sources(staying.room)
+        check_alerts(staying.room)
         if await staying.opened():
-            await staying.run_together(*await _workers(staying, self.queues))
+            watch = stand_in(staying.room, staying.stop)
+            await staying.run_together(*await _workers(staying, self.queues), watch)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,16 @@ def check_sources(room: Room) -> None:
         ConfigError: There is one.
     """
     assert room.sources is not None
+
+
+def check_alerts(room: Room) -> None:
+    """
+    The same for the table [alerts].
+
+    Raises:
+        ConfigError: There is a mistake.
+    """
+    assert room.alerts is not None
 
 
 async def _drain_emails(staying: Staying) -> None:

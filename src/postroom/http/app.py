@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from postroom.http import emails, health, metrics, webhooks
+from postroom.http import alerts, emails, health, metrics, webhooks
 from postroom.http.answers import HANDLERS
 from postroom.http.cors import Cors
 from postroom.http.doors import Doors
@@ -38,7 +38,7 @@ def app(room: Room) -> Starlette:
 
     made = Starlette(
         # They are tried in this order: providers come in crowds.
-        routes=[*webhooks.ROUTES, *emails.ROUTES, *health.ROUTES, *metrics.ROUTES],
+        routes=[*webhooks.ROUTES, *emails.ROUTES, *alerts.ROUTES, *health.ROUTES, *metrics.ROUTES],
         middleware=[Middleware(Outside), Middleware(Cors)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,

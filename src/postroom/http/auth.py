@@ -20,7 +20,11 @@ from postroom.room import Room
 
 ROLE = "service_role"
 JOB_KEY = b"pj_"
-JOBS = ("/functions/v1/process-email-queue", "/functions/v1/process-webhook-retries")
+JOBS = (
+    "/functions/v1/process-email-queue",
+    "/functions/v1/process-webhook-retries",
+    "/functions/v1/alerts",
+)
 """What pg_cron's jobs may call with the keys that postroom.post_job makes for them."""
 STORED_KEYS_MAX = 1_000
 STORED_KEYS_GOOD_S = 5.0

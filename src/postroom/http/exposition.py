@@ -18,6 +18,7 @@ from postroom.metric_names import METRICS
 from postroom.queue.depths import Depths, read_depths
 from postroom.queue.times import BOUNDS_MS, MEASURES, WAITS, Histogram, Total, read_totals
 from postroom.queues import QUEUES
+from postroom.schedule.health import JobHealth, read_job_health
 
 if TYPE_CHECKING:
     from postroom.room import Room
@@ -69,6 +70,7 @@ class Exposition:
             async with asyncio.timeout(DEADLINE_S):
                 await self._room.open()
                 found |= _of_depths(await read_depths(self._room.database, QUEUES))
+                found |= _of_jobs(await read_job_health(self._room.database))
                 totals = await read_totals(self._room.database)
             found |= _counters_of(totals)
             found["postroom_database_up"] = {(): 1}
@@ -155,9 +157,13 @@ def _of_depths(found: Depths) -> dict[str, Values]:
         "postroom_limit_slots": {(limit.key,): limit.amount or 0 for limit in found.limits},
         "postroom_limit_slots_used": {(limit.key,): limit.used or 0 for limit in found.limits},
         "postroom_cron_leader": {(): float(found.cron_leads)},
-        "postroom_cron_job_failing": {(job.name,): float(job.failing) for job in found.jobs},
-        "postroom_cron_job_last_success_timestamp_seconds": {
-            (job.name,): job.last_success_s for job in found.jobs
-        },
         "postroom_oldest_snapshot_seconds": {(): found.oldest_snapshot_s},
+    }
+
+
+def _of_jobs(jobs: Sequence[JobHealth]) -> dict[str, Values]:
+    return {
+        "postroom_cron_job_failing": {(job.name,): float(job.failing) for job in jobs},
+        "postroom_cron_job_last_success_timestamp_seconds": {(job.name,): job.last_success_s for job in jobs},
+        "postroom_cron_job_overdue_seconds": {(job.name,): job.overdue_s for job in jobs},
     }

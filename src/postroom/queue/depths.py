@@ -10,22 +10,7 @@ from postroom.queue.status import LimitStatus, WorkerStatus, read_limits, read_w
 from postroom.queue.table import QueueTable
 
 TRANSPORTS_MAX = 50
-JOBS_MAX = 100
 """More are not shown: each is a time series of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobHealth:
-    """
-    A scheduled job.
-
-    Attributes:
-        last_success_s: When its last run that succeeded began, as a Unix time; 0 before the first.
-    """
-
-    name: str
-    failing: bool
-    last_success_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +33,6 @@ class Depths:
     workers: list[WorkerStatus]
     transports: dict[str, bool]
     limits: list[LimitStatus]
-    jobs: list[JobHealth]
     cron_leads: bool
     oldest_snapshot_s: float
 
@@ -72,7 +56,6 @@ async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depth
         workers=[worker for worker in workers if worker.alive and worker.claims],
         transports={row["name"]: row["paused"] for row in await database.fetch(_TRANSPORTS, TRANSPORTS_MAX)},
         limits=[limit for limit in shared if limit.amount is not None],
-        jobs=[JobHealth(**row) for row in await database.fetch(_JOBS, JOBS_MAX)],
         cron_leads=one["cron_leads"],
         oldest_snapshot_s=max(one["snapshot_s"], 0.0),
     )
@@ -107,26 +90,5 @@ _TRANSPORTS = """
     SELECT transport.name, COALESCE(transport.paused_until > clock_timestamp(), false) AS paused
     FROM postroom.transports AS transport
     ORDER BY transport.updated_at DESC
-    LIMIT $1
-"""
-
-# The history is read by its key, from its end: a week of it has ten thousand runs of each job. What a person
-# runs by hand stands for no minute, and does not count.
-_JOBS = """
-    SELECT
-        COALESCE(job.jobname, 'job ' || job.jobid) AS name,
-        bool_or(COALESCE(last.status = 'failed', false)) AS failing,
-        COALESCE(max(extract(EPOCH FROM job.last_succeeded_at)), 0)::double precision AS last_success_s
-    FROM postroom.jobs AS job
-    LEFT JOIN LATERAL (
-        SELECT run.status
-        FROM postroom.job_runs AS run
-        WHERE run.jobid = job.jobid AND run.minute IS NOT NULL AND run.status <> 'running'
-        ORDER BY run.minute DESC
-        LIMIT 1
-    ) AS last ON true
-    WHERE job.active
-    GROUP BY name
-    ORDER BY min(job.jobid)
     LIMIT $1
 """

@@ -392,6 +392,22 @@ CREATE TABLE postroom.job_keys (
     made_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- What is wrong, and who was told (docs/decisions/0020): a row for each rule and what it speaks of.
+CREATE TABLE postroom.alerts (
+    rule      text NOT NULL,
+    subject   text NOT NULL,
+    summary   text NOT NULL,               -- as it was found last
+    since     timestamptz NOT NULL,        -- found first
+    fired_at  timestamptz,                 -- NULL: it has not held for long enough
+    last_sent timestamptz,                 -- when the last message fell due
+    repeats   integer NOT NULL DEFAULT 0,
+    over_at   timestamptz,
+    owed      text[] NOT NULL DEFAULT '{}', -- names of the targets that have not taken the last message
+    CONSTRAINT alerts_pkey PRIMARY KEY (rule, subject),
+    CONSTRAINT alerts_sent CHECK ((fired_at IS NULL) = (last_sent IS NULL)),
+    CONSTRAINT alerts_over CHECK (over_at IS NULL OR fired_at IS NOT NULL)
+);
+
 -- What happened, as the statements that settled it counted it: a row a batch and kind, written in their own
 -- transaction, so that these figures and the rows agree whatever crashes. No key and no index: workers that write
 -- here never meet. merge_tallies moves it into the next two within seconds.

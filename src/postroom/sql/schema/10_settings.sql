@@ -42,7 +42,8 @@ AS $$
         ('cron.process-email-queue',     '* * * * *'),
         ('cron.process-webhook-retries', '*/5 * * * *'),
         ('cron.cleanup',                 '15 3 * * *'),
-        ('cron.reconcile',               '7 * * * *');
+        ('cron.reconcile',               '7 * * * *'),
+        ('cron.alerts',                  '* * * * *');
 $$;
 
 -- is_schedule: whether a text is a schedule of cron, as pg_cron has it: five fields, @daily and its like, or

@@ -270,7 +270,8 @@ AS $$
         (19::bigint,   'process-email-queue',     true),
         (20::bigint,   'process-webhook-retries', true),
         (1001::bigint, 'cleanup',                 true),
-        (1002::bigint, 'reconcile',               false);
+        (1002::bigint, 'reconcile',               false),
+        (1003::bigint, 'alerts',                  true);
 $$;
 
 -- offer_jobs: makes those of postroom's own jobs that are not there yet.

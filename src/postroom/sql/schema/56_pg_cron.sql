@@ -186,7 +186,8 @@ BEGIN
 END;
 $$;
 
--- use_pg_cron: gives pg_cron the two net jobs and people's own that are in our tables; says what it did and what it found.
+-- use_pg_cron: gives pg_cron the two net jobs, the alerts where it can reach us, and people's own that are in our tables;
+-- says what it did and what it found.
 -- Safe to call again and again. Only for the jobs' owner: pg_cron runs a job as whoever has scheduled it.
 CREATE OR REPLACE FUNCTION postroom.use_pg_cron(p_public_url text)
 RETURNS SETOF text
@@ -221,7 +222,8 @@ BEGIN
 
     FOR v_job IN
         SELECT job.* FROM postroom.jobs AS job
-        WHERE job.builtin AND job.jobname IN ('process-email-queue', 'process-webhook-retries')
+        WHERE job.builtin
+            AND (job.jobname IN ('process-email-queue', 'process-webhook-retries') OR v_posts AND job.jobname = 'alerts')
         ORDER BY job.jobid
         FOR UPDATE
     LOOP
@@ -249,6 +251,17 @@ BEGIN
                 ': it wakes workers; to deliver where none runs it needs pg_net and POSTROOM_PUBLIC_URL'
             END
         );
+    END LOOP;
+
+    -- Where pg_cron cannot reach us any more, the alerts are our scheduler's again.
+    FOR v_job IN
+        SELECT job.* FROM postroom.jobs AS job
+        WHERE job.builtin AND job.jobname = 'alerts' AND job.pg_cron_command IS NOT NULL AND NOT v_posts
+        FOR UPDATE
+    LOOP
+        v_job.active := false;
+        PERFORM postroom.tell_pg_cron(v_job);
+        UPDATE postroom.jobs SET pg_cron_command = NULL WHERE jobs.jobid = v_job.jobid;
     END LOOP;
 
     FOR v_job IN
