@@ -109,10 +109,18 @@ class Sink:
 
     @classmethod
     @contextmanager
-    def running(cls) -> Iterator[Self]:
-        """A new sink that runs while the block does; it ends with this process, however that ends."""
+    def running(cls, *extensions: str) -> Iterator[Self]:
+        """
+        A new sink that runs while the block does; it ends with this process, however that ends.
+
+        Args:
+            extensions: What it offers, `-` for nothing; by default what postfix does.
+        """
         process = subprocess.Popen(
-            [sys.executable, str(_SINK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(_SINK), *extensions],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -3,8 +3,9 @@ An SMTP server that takes every mail and keeps none: what the benchmarks send to
 
 It runs in a process of its own and must never be what limits a benchmark, so it is one
 asyncio.Protocol on uvloop that answers all that came in one packet with one write. It speaks what a
-real server makes a client speak (PIPELINING, the order of the commands, the dot), and notes each
-mail's subject and the time of its 250. Three verbs of its own serve the benchmarks:
+real server makes a client speak (PIPELINING, CHUNKING, the order of the commands, the dot), and notes
+each mail's subject and the time of its 250. With arguments it offers those extensions alone: `sink.py
+PIPELINING`, and `sink.py -` none. Three verbs of its own serve the benchmarks:
 
     XREPORT     250 with a JSON object: see Report
     XARRIVALS   250 with a JSON object: subject to time in nanoseconds since 1970
@@ -27,9 +28,13 @@ import uvloop
 SIZE_BYTES_MAX = 50 * 1024 * 1024
 LINE_BYTES_MAX = 4096
 
-_EHLO = (
-    b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
-    b"250-ENHANCEDSTATUSCODES\r\n250 SIZE %d\r\n" % SIZE_BYTES_MAX
+EXTENSIONS = (
+    "PIPELINING",
+    "CHUNKING",
+    "8BITMIME",
+    "SMTPUTF8",
+    "ENHANCEDSTATUSCODES",
+    f"SIZE {SIZE_BYTES_MAX}",
 )
 _END = b"\r\n.\r\n"
 
@@ -92,9 +97,13 @@ class Arrivals:
 class Session(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, arrivals: Arrivals) -> None:
+    def __init__(self, arrivals: Arrivals, ehlo: bytes) -> None:
         self._arrivals = arrivals
+        self._ehlo = ehlo
         self._waiting = bytearray()
+        self._chunk_bytes: int | None = None
+        self._chunk_is_last = False
+        self._chunks = b""
         self._in_data = False
         self._searched = 0
         self._has_sender = False
@@ -110,7 +119,10 @@ class Session(asyncio.Protocol):
         self._waiting += data
         replies: list[bytes] = []
         while not self._transport.is_closing():
-            reply = self._content() if self._in_data else self._command()
+            if self._chunk_bytes is not None:
+                reply = self._chunk(self._chunk_bytes)
+            else:
+                reply = self._content() if self._in_data else self._command()
             if reply is None:
                 break
             replies.append(reply)
@@ -135,6 +147,20 @@ class Session(asyncio.Protocol):
         self._begin_mail()
         return b"250 2.0.0 Ok: taken\r\n"
 
+    def _chunk(self, size: int) -> bytes | None:
+        if len(self._waiting) < size:
+            return None
+        self._chunks += self._waiting[:size]
+        del self._waiting[:size]
+        self._chunk_bytes = None
+        if not self._recipients:
+            self._begin_mail()
+            return b"503 5.5.1 not now\r\n"
+        if self._chunk_is_last:
+            self._arrivals.add(self._chunks)
+            self._begin_mail()
+        return b"250 2.0.0 Ok: taken\r\n"
+
     def _command(self) -> bytes | None:
         end = self._waiting.find(b"\n")
         if end < 0:
@@ -151,6 +177,10 @@ class Session(asyncio.Protocol):
             self._searched = 0
             return b"354 go on\r\n"
         del self._waiting[: end + 1]
+        if verb == b"BDAT":
+            _, size, *last = line.split()
+            self._chunk_bytes, self._chunk_is_last = int(size), bool(last)
+            return self._chunk(self._chunk_bytes)
         return self._answer(verb, line)
 
     def _answer(self, verb: bytes, line: bytes) -> bytes:
@@ -164,7 +194,7 @@ class Session(asyncio.Protocol):
             return b"503 5.5.1 not now\r\n"
         if verb in (b"EHLO", b"HELO"):
             self._begin_mail()
-            return _EHLO if verb == b"EHLO" else b"250 sink\r\n"
+            return self._ehlo if verb == b"EHLO" else b"250 sink\r\n"
         if verb == b"RSET":
             self._begin_mail()
             return b"250 2.0.0 Ok\r\n"
@@ -188,6 +218,7 @@ class Session(asyncio.Protocol):
         self._in_data = False
         self._has_sender = False
         self._recipients = 0
+        self._chunks = b""
 
 
 def _subject(content: bytes) -> str:
@@ -202,8 +233,13 @@ def _subject(content: bytes) -> str:
 async def serve() -> None:
     """Print the port and serve until standard input ends."""
     arrivals = Arrivals()
+    offered = [each for each in sys.argv[1:] if each != "-"] if sys.argv[1:] else EXTENSIONS
+    lines = ["sink", *offered]
+    ehlo = b"".join(
+        b"250%b%b\r\n" % (b" " if n == len(lines) else b"-", line.encode()) for n, line in enumerate(lines, 1)
+    )
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Session(arrivals), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(lambda: Session(arrivals, ehlo), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     ended = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), ended.set)

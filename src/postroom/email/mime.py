@@ -192,7 +192,7 @@ def _part(subtype: str, text: str) -> tuple[bytes, bytes]:
         text = _LINE_BREAK.sub("\n", text)
     if not text.endswith("\n"):
         text += "\n"
-    data = text.replace("\n", "\r\n").encode()
+    data = text.encode().replace(b"\n", b"\r\n")
     charset = b"us-ascii" if text.isascii() else b"utf-8"
     if text.isascii() and not data.translate(None, _PRINTABLE) and _has_short_lines(data):
         encoding = b"7bit"
@@ -207,7 +207,13 @@ def _part(subtype: str, text: str) -> tuple[bytes, bytes]:
 
 
 def _has_short_lines(data: bytes) -> bool:
-    return len(data) <= LINE_BYTES_MAX or max(map(len, data.split(b"\r\n"))) <= LINE_BYTES_MAX
+    """Whether no line is longer than it may be: by leaps of the longest, not line by line."""
+    start = 0
+    while len(data) - start > LINE_BYTES_MAX + 2:
+        start = data.rfind(b"\n", start, start + LINE_BYTES_MAX + 2) + 1
+        if not start:
+            return False
+    return True
 
 
 def _base64_lines(data: bytes) -> bytes:

@@ -110,6 +110,12 @@ def _smtp_house(server: ScriptedSmtp, transport: Transport) -> House:
 
 
 @asynccontextmanager
+async def smtp_at_once(_authority: Authority, _folder: Path) -> AsyncIterator[House]:
+    async with _scripted(["PIPELINING", "CHUNKING", "SIZE 10000000"]) as (server, where):
+        yield _smtp_house(server, SmtpTransport(where, connections=4))
+
+
+@asynccontextmanager
 async def smtp_pipelined(_authority: Authority, _folder: Path) -> AsyncIterator[House]:
     async with _scripted(["PIPELINING", "SIZE 10000000"]) as (server, where):
         yield _smtp_house(server, SmtpTransport(where, connections=4))
@@ -288,6 +294,7 @@ async def maildir(_authority: Authority, folder: Path) -> AsyncIterator[House]:
 
 
 HOUSES: dict[str, OpenHouse] = {
+    "smtp-at-once": smtp_at_once,
     "smtp-pipelined": smtp_pipelined,
     "smtp-step-by-step": smtp_step_by_step,
     "smtp-starttls-auth": smtp_starttls_auth,

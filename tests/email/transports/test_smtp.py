@@ -7,11 +7,13 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
 
-from postroom.email.transports.smtp import SmtpServer, SmtpTransport
+from postroom.email.transports.smtp import SmtpServer, SmtpTransport, connection
+from postroom.email.transports.smtp.connection import AT_ONCE_BYTES_MAX
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, TransportDown, UncertainOutcome
 from postroom.settings import SmtpTimeouts
 from tests.email.conftest import NewEmail
@@ -38,6 +40,7 @@ SHORT = SmtpTimeouts(
     final_timeout_s=0.3,
 )
 SECRET = "s3cret pass"
+AT_ONCE = ["PIPELINING", "CHUNKING"]
 
 
 async def started() -> None:
@@ -65,46 +68,46 @@ async def open_transport(smtp: ScriptedSmtp) -> AsyncIterator[Opener]:
         yield Opener(smtp, stack)
 
 
+REFUSALS = [
+    ("MAIL", "451 4.7.1 greylisted, come back later", TemporaryFailure),
+    ("RCPT", "450 4.2.0 mailbox busy", TemporaryFailure),
+    ("RCPT", "451 local error", TemporaryFailure),
+    ("RCPT", "452 4.5.3 too many recipients", TemporaryFailure),
+    ("DATA", "451 4.3.0 later", TemporaryFailure),
+    ("CONTENT", "451 4.3.0 later", TemporaryFailure),
+    ("CONTENT", "452 4.3.1 no room", TemporaryFailure),
+    ("MAIL", "553 5.1.8 sender has no domain", PermanentFailure),
+    ("MAIL", "552 5.3.4 too big", PermanentFailure),
+    ("RCPT", "550 5.1.1 no such user", PermanentFailure),
+    ("RCPT", "550 no such user", PermanentFailure),
+    ("RCPT", "554 5.7.1 relay access denied", PermanentFailure),
+    ("DATA", "554 5.5.1 no valid recipients", PermanentFailure),
+    ("CONTENT", "554 5.7.1 spam", PermanentFailure),
+    ("CONTENT", "500 could not process it", PermanentFailure),
+    # Enhanced codes win over basic ones.
+    ("RCPT", "550 4.2.1 mailbox is full, try later", TemporaryFailure),
+    ("RCPT", "450 5.1.1 no such user", PermanentFailure),
+    ("CONTENT", "554-4.7.0 try\r\n554-4.7.0 again\r\n554 4.7.0 later", TemporaryFailure),
+    ("RCPT", "550 2.1.5 whatever", PermanentFailure),
+    # What speaks of the server.
+    ("MAIL", "530 5.7.0 authentication required", TransportDown),
+    ("MAIL", "530 must issue STARTTLS first", TransportDown),
+    ("RCPT", "530 5.7.57 client not authenticated", TransportDown),
+    ("MAIL", "535 5.7.8 bad credentials", TransportDown),
+    ("MAIL", "550 5.7.11 encryption required", TransportDown),
+    ("MAIL", "452 4.3.1 insufficient system storage", TransportDown),
+    ("MAIL", "451 4.3.2 not accepting mail", TransportDown),
+    ("CONTENT", "454 throttling: daily quota exceeded", TransportDown),
+    ("CONTENT", "550 5.4.5 daily sending limit exceeded", TransportDown),
+    # A confused dialogue.
+    ("RCPT", "503 5.5.1 bad sequence of commands", TemporaryFailure),
+    ("MAIL", "354 what?", TemporaryFailure),
+    ("DATA", "250 what?", TemporaryFailure),
+]
+
+
 @pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", "step by step"])
-@pytest.mark.parametrize(
-    ("verb", "reply", "outcome"),
-    [
-        ("MAIL", "451 4.7.1 greylisted, come back later", TemporaryFailure),
-        ("RCPT", "450 4.2.0 mailbox busy", TemporaryFailure),
-        ("RCPT", "451 local error", TemporaryFailure),
-        ("RCPT", "452 4.5.3 too many recipients", TemporaryFailure),
-        ("DATA", "451 4.3.0 later", TemporaryFailure),
-        ("CONTENT", "451 4.3.0 later", TemporaryFailure),
-        ("CONTENT", "452 4.3.1 no room", TemporaryFailure),
-        ("MAIL", "553 5.1.8 sender has no domain", PermanentFailure),
-        ("MAIL", "552 5.3.4 too big", PermanentFailure),
-        ("RCPT", "550 5.1.1 no such user", PermanentFailure),
-        ("RCPT", "550 no such user", PermanentFailure),
-        ("RCPT", "554 5.7.1 relay access denied", PermanentFailure),
-        ("DATA", "554 5.5.1 no valid recipients", PermanentFailure),
-        ("CONTENT", "554 5.7.1 spam", PermanentFailure),
-        ("CONTENT", "500 could not process it", PermanentFailure),
-        # Enhanced codes win over basic ones.
-        ("RCPT", "550 4.2.1 mailbox is full, try later", TemporaryFailure),
-        ("RCPT", "450 5.1.1 no such user", PermanentFailure),
-        ("CONTENT", "554-4.7.0 try\r\n554-4.7.0 again\r\n554 4.7.0 later", TemporaryFailure),
-        ("RCPT", "550 2.1.5 whatever", PermanentFailure),
-        # What speaks of the server.
-        ("MAIL", "530 5.7.0 authentication required", TransportDown),
-        ("MAIL", "530 must issue STARTTLS first", TransportDown),
-        ("RCPT", "530 5.7.57 client not authenticated", TransportDown),
-        ("MAIL", "535 5.7.8 bad credentials", TransportDown),
-        ("MAIL", "550 5.7.11 encryption required", TransportDown),
-        ("MAIL", "452 4.3.1 insufficient system storage", TransportDown),
-        ("MAIL", "451 4.3.2 not accepting mail", TransportDown),
-        ("CONTENT", "454 throttling: daily quota exceeded", TransportDown),
-        ("CONTENT", "550 5.4.5 daily sending limit exceeded", TransportDown),
-        # A confused dialogue.
-        ("RCPT", "503 5.5.1 bad sequence of commands", TemporaryFailure),
-        ("MAIL", "354 what?", TemporaryFailure),
-        ("DATA", "250 what?", TemporaryFailure),
-    ],
-)
+@pytest.mark.parametrize(("verb", "reply", "outcome"), REFUSALS)
 async def test_refusal_has_the_outcome_of_what_it_speaks_of(
     smtp: ScriptedSmtp,
     open_transport: Opener,
@@ -116,8 +119,45 @@ async def test_refusal_has_the_outcome_of_what_it_speaks_of(
 ) -> None:
     """A failed transaction is followed by RSET, and the same connection takes the next e-mail."""
     smtp.extensions = extensions
+    await _refused(smtp, open_transport(), new_email, verb, reply, outcome)
+    if verb == "DATA" and reply.startswith("250"):
+        return  # the content was never asked for, and the server is out of step: any end is good
+    assert len(smtp.sessions) == 1
+    assert "RSET" in smtp.commands
+
+
+@pytest.mark.parametrize(
+    ("verb", "reply", "outcome"),
+    [refusal for refusal in REFUSALS if refusal[0] != "DATA" and not refusal[1].startswith("500")]
+    # It offered CHUNKING and does not know BDAT: not the e-mail's fault.
+    + [("CONTENT", f"{code} 5.5.1 command not recognized", TemporaryFailure) for code in (500, 502, 504)],
+)
+async def test_refusal_of_what_was_handed_over_at_once_has_the_same_outcome(
+    smtp: ScriptedSmtp,
+    open_transport: Opener,
+    new_email: NewEmail,
+    verb: str,
+    reply: str,
+    outcome: type[SendError],
+) -> None:
+    """The content is with the server already, which throws it away; RSET, and the next e-mail goes."""
+    smtp.extensions = AT_ONCE
+    await _refused(smtp, open_transport(), new_email, verb, reply, outcome)
+    assert len(smtp.sessions) == 1
+    assert "DATA" not in smtp.commands
+    assert "RSET" in smtp.commands
+
+
+async def _refused(
+    smtp: ScriptedSmtp,
+    transport: SmtpTransport,
+    new_email: NewEmail,
+    verb: str,
+    reply: str,
+    outcome: type[SendError],
+) -> None:
+    """Send one e-mail that is refused, and one that is not."""
     smtp.on(verb, reply)
-    transport = open_transport()
     with pytest.raises(outcome) as failed:
         await transport.send(new_email(), started)
     assert type(failed.value) is outcome
@@ -125,10 +165,77 @@ async def test_refusal_has_the_outcome_of_what_it_speaks_of(
     assert reply.split()[-1] in failed.value.text
     await transport.send(new_email(), started)
     assert len(smtp.mails) == 1
-    if verb == "DATA" and reply.startswith("250"):
-        return  # the content was never asked for, and the server is out of step: any end is good
-    assert len(smtp.sessions) == 1
-    assert "RSET" in smtp.commands
+
+
+async def test_email_goes_in_one_write_where_the_server_takes_chunks(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """MAIL, RCPT, BDAT and the content wait for one answer; dots stay as they are."""
+    smtp.extensions = AT_ONCE
+    transport = open_transport()
+    for subject in ("one", "two"):
+        await transport.send(new_email(subject=subject, text=".\n..\nend"), started)
+    (session,) = smtp.sessions
+    verbs = [command.partition(" ")[0] for command in session]
+    assert verbs == ["EHLO", "MAIL", "RCPT", "BDAT", "MAIL", "RCPT", "BDAT"]
+    assert [f"BDAT {len(mail)} LAST" for mail in smtp.mails] == [c for c in session if c[:4] == "BDAT"]
+    assert all(b"\r\n.\r\n..\r\nend\r\n" in mail for mail in smtp.mails)
+
+
+async def test_chunking_can_be_switched_off(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """For a server, or a firewall before it, that offers what it does not know."""
+    smtp.extensions = AT_ONCE
+    await open_transport(chunking=False).send(new_email(), started)
+    assert "DATA" in smtp.commands
+
+
+async def test_large_email_asks_for_its_recipient_first(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """Its content would be in vain where the recipient is refused."""
+    smtp.extensions = AT_ONCE
+    smtp.on("RCPT", "550 5.1.1 no such user")
+    transport, large = open_transport(), "x" * (AT_ONCE_BYTES_MAX + 1)
+    with pytest.raises(PermanentFailure):
+        await transport.send(new_email(text=large), started)
+    await transport.send(new_email(text=large), started)
+    assert (len(smtp.mails), len(smtp.contents), smtp.commands.count("DATA")) == (1, 1, 2)
+
+
+async def test_connection_that_rested_shows_that_it_works_before_it_gets_an_email(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that died meanwhile costs nothing then; written at once, nobody would know what became of it."""
+    smtp.extensions = AT_ONCE
+    transport = open_transport()
+    await transport.send(new_email(), started)
+    monkeypatch.setattr(connection, "ALIVE_S", 0.0)
+    smtp.on("MAIL", CLOSE)
+    await transport.send(new_email(), started)
+    assert (len(smtp.mails), len(smtp.sessions)) == (2, 2)
+    assert "BDAT" not in [session[-1].partition(" ")[0] for session in smtp.sessions]
+
+
+async def test_email_that_was_taken_in_spite_of_its_sender_is_sent(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """It has arrived: to send it again would double it."""
+    smtp.extensions, smtp.naive = AT_ONCE, True
+    smtp.on("MAIL", "451 4.7.1 later")
+    assert await open_transport().send(new_email(), started) == "250 2.0.0 taken"
+    assert len(smtp.mails) == 1
+
+
+async def test_chunk_that_was_taken_for_nobody_is_refused(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """What counts is the recipient's refusal, whatever is said to the content."""
+    smtp.extensions, smtp.naive = AT_ONCE, True
+    smtp.on("RCPT", "550 5.1.1 no such user")
+    with pytest.raises(PermanentFailure, match=r"5\.1\.1"):
+        await open_transport().send(new_email(), started)
 
 
 async def test_data_that_was_taken_for_nobody_is_ended(
@@ -173,8 +280,13 @@ async def test_greylisted_email_is_taken_when_it_comes_again(
     assert f"<{email.id}@example.org>".encode() in smtp.mails[0]
 
 
-@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "CONTENT"])
-@pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", "step by step"])
+@pytest.mark.parametrize(
+    ("verb", "extensions"),
+    [
+        *product(["MAIL", "RCPT", "DATA", "CONTENT"], [["PIPELINING"], []]),
+        *product(["MAIL", "RCPT", "CONTENT"], [AT_ONCE]),
+    ],
+)
 async def test_421_costs_the_email_nothing_but_a_new_connection(
     smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, verb: str, extensions: list[str]
 ) -> None:
@@ -191,10 +303,12 @@ async def test_421_costs_the_email_nothing_but_a_new_connection(
     assert (len(smtp.mails), len(smtp.sessions), starts) == (1, 2, 2)
 
 
+@pytest.mark.parametrize("extensions", [AT_ONCE, ["PIPELINING"]], ids=["at once", "pipelined"])
 async def test_what_is_no_longer_ours_is_not_handed_over(
-    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, extensions: list[str]
 ) -> None:
     """The lease runs out between MAIL FROM and the last byte: another worker sends it, small or large."""
+    smtp.extensions = extensions
     transport = open_transport()
     for text in ("small", "x" * 500_000):
 
@@ -203,7 +317,8 @@ async def test_what_is_no_longer_ours_is_not_handed_over(
 
         with pytest.raises(TemporaryFailure, match="the lease ran out"):
             await transport.send(new_email(text=text), start)
-    assert (smtp.contents, smtp.commands.count("DATA")) == ([], 2)
+    assert smtp.contents == []
+    assert smtp.commands.count("DATA") == (1 if extensions == AT_ONCE else 2)
     await transport.send(new_email(), started)
     assert len(smtp.mails) == 1
 
@@ -257,6 +372,42 @@ async def test_lost_or_mad_connection_is_temporary_before_the_final_dot_and_unce
     text = "line\n" * 1_000_000 if isinstance(action, CloseInContent) else "short"
     with pytest.raises(outcome) as failed:
         await transport.send(new_email(text=text), started)
+    assert type(failed.value) is outcome
+    await transport.send(new_email(), started)
+    assert len(smtp.mails) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "action", "outcome"),
+    [
+        ("MAIL", CLOSE, UncertainOutcome),
+        ("RCPT", CLOSE, UncertainOutcome),
+        ("BDAT", CloseInContent(100), UncertainOutcome),
+        ("CONTENT", CLOSE, UncertainOutcome),
+        ("MAIL", HANG, UncertainOutcome),
+        ("CONTENT", HANG, UncertainOutcome),
+        ("RCPT", Say("garbage"), UncertainOutcome),
+        ("CONTENT", Flood(b"250-and more\r\n" * 1_000), UncertainOutcome),
+        # A refusal that came before the end of the connection stands: nothing was taken.
+        ("MAIL", Say("550 5.7.1 go away", close=True), PermanentFailure),
+        ("RCPT", Say("450 4.2.1 later", close=True), TemporaryFailure),
+        ("CONTENT", Say("554 5.7.1 spam", close=True), PermanentFailure),
+    ],
+)
+async def test_connection_that_is_lost_with_all_handed_over_is_uncertain(
+    smtp: ScriptedSmtp,
+    open_transport: Opener,
+    new_email: NewEmail,
+    verb: str,
+    action: Action,
+    outcome: type[SendError],
+) -> None:
+    """In one write the last byte goes with the first one: from then on the server may have the e-mail."""
+    smtp.extensions = AT_ONCE
+    smtp.on(verb, action)
+    transport = open_transport(timeouts=SHORT)
+    with pytest.raises(outcome) as failed:
+        await transport.send(new_email(), started)
     assert type(failed.value) is outcome
     await transport.send(new_email(), started)
     assert len(smtp.mails) == 1

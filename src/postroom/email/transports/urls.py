@@ -27,7 +27,7 @@ FORMS = (
 )
 CONNECTIONS_MAX = 1_000
 
-_SMTP_OPTIONS = ("starttls", "verify", "ca", "helo", "connections")
+_SMTP_OPTIONS = ("starttls", "verify", "ca", "helo", "connections", "chunking")
 _RESEND_OPTIONS = ("connections",)
 
 
@@ -95,6 +95,7 @@ class _Url:
             verify=self._yes_or_no(options, "verify"),
             ca_file=options.get("ca"),
             helo=self._helo(options),
+            chunking=self._yes_or_no(options, "chunking") is not False,
             timeouts=timeouts,
         )
         if server.ca_file is not None:

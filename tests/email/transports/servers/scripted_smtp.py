@@ -34,7 +34,7 @@ class Flood:
 
 @dataclass(frozen=True)
 class CloseInContent:
-    """Take DATA, read so many bytes of the content, and close."""
+    """Take DATA or BDAT, read so many bytes of the content, and close."""
 
     after_bytes: int
 
@@ -69,7 +69,7 @@ class ScriptedSmtp:
         sessions: The commands of each connection, in their order; contents are left out.
         mails: The contents that it took, with dots taken out.
         contents: All contents that came whole, also those that it did not take.
-        naive: Whether it takes RCPT after a refused MAIL, and DATA after a refused RCPT.
+        naive: Whether it takes RCPT after a refused MAIL, and DATA or BDAT after a refused RCPT.
     """
 
     extensions: list[str] = field(
@@ -144,18 +144,29 @@ class ScriptedSmtp:
     ) -> None:
         if not await self._do("GREETING", reader, writer):
             return
-        before = {"RCPT": "MAIL", "DATA": "RCPT"}
+        before = {"RCPT": "MAIL", "DATA": "RCPT", "BDAT": "RCPT"}
         good: set[str] = set()
         while line := await reader.readline():
             command = line.decode().strip()
             verb = command.partition(" ")[0].upper()
             session.append(command)
+            chunk = b""
+            if verb == "BDAT":
+                if isinstance(action := self._next("BDAT"), CloseInContent):
+                    self._scripts["BDAT"].popleft()
+                    await reader.readexactly(action.after_bytes)
+                    return
+                chunk = await reader.readexactly(int(command.split()[1]))  # also where it is refused
             if verb in before and not self.naive and before[verb] not in good:
                 writer.write(b"503 5.5.1 bad sequence of commands\r\n")
                 continue
             taken = self._would_take(verb)
             good = good | {verb} if taken and verb != "MAIL" else {verb} if taken else set()
-            if not await self._do(verb, reader, writer):
+            if verb == "BDAT":
+                good = set()
+                if not await self._take(chunk, reader, writer):
+                    return
+            elif not await self._do(verb, reader, writer):
                 return
             if verb == "STARTTLS" and self.tls is not None:
                 await writer.start_tls(self.tls)
@@ -200,8 +211,11 @@ class ScriptedSmtp:
             return Say("\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines))
         return Say(_GOOD.get(verb, "502 5.5.1 what?"))
 
+    def _next(self, verb: str) -> Action | None:
+        return self._scripts[verb][0] if self._scripts[verb] else self._always.get(verb)
+
     def _would_take(self, verb: str) -> bool:
-        told = self._scripts[verb][0] if self._scripts[verb] else self._always.get(verb)
+        told = self._next(verb)
         good = "354" if verb == "DATA" else "2"
         return told is None or (isinstance(told, Say) and told.text.startswith(good))
 
@@ -211,7 +225,9 @@ class ScriptedSmtp:
             if not line:
                 return False
             lines.append(line.removeprefix(b"."))
-        content = b"".join(lines)
+        return await self._take(b"".join(lines), reader, writer)
+
+    async def _take(self, content: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         self.contents.append(content)
         if content and self._would_take("CONTENT"):
             self.mails.append(content)

@@ -36,6 +36,7 @@ class SmtpServer:
             yes where TLS is required.
         ca_file: Certificates to trust instead of the system's.
         helo: The name to say in EHLO; by default the host's, or the connection's own address.
+        chunking: Whether CHUNKING is used where the server offers it.
     """
 
     host: str
@@ -47,6 +48,7 @@ class SmtpServer:
     verify: bool | None = None
     ca_file: str | None = None
     helo: str | None = None
+    chunking: bool = True
     timeouts: SmtpTimeouts = field(default_factory=SmtpTimeouts)
 
     @property
@@ -117,7 +119,10 @@ async def _connect(server: SmtpServer, context: ssl.SSLContext) -> SmtpConnectio
         stream = client.transport
         if stream is None or stream.is_closing():
             raise aiosmtplib.SMTPServerDisconnected("it closed the connection")
-        return SmtpConnection(cast(asyncio.Transport, stream), dict(client.esmtp_extensions), server.timeouts)
+        extensions = dict(client.esmtp_extensions)
+        if not server.chunking:
+            extensions.pop("chunking", None)
+        return SmtpConnection(cast(asyncio.Transport, stream), extensions, server.timeouts)
     except BaseException:
         if client.transport is not None:
             cast(asyncio.Transport, client.transport).abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from postroom.email.transports.said import printable
 
@@ -53,7 +54,7 @@ class ReplyReader:
     """Cuts a stream of bytes into replies; holds no more than one reply of REPLY_BYTES_MAX."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
         self._lines: list[bytes] = []
         self._bytes = 0
 
@@ -72,18 +73,15 @@ class ReplyReader:
         Raises:
             ReplyError: It is no reply; nothing after it can be trusted.
         """
-        self._buffer += data
-        replies: list[Reply] = []
-        while (end := self._buffer.find(b"\n")) >= 0:
-            line = bytes(self._buffer[:end]).rstrip(b"\r")
-            del self._buffer[: end + 1]
-            if (reply := self._take(line)) is not None:
-                replies.append(reply)
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        replies = [reply for line in lines if (reply := self._take(line.rstrip(b"\r"))) is not None]
         if len(self._buffer) > LINE_BYTES_MAX:
             raise ReplyError(f"a line of more than {LINE_BYTES_MAX} bytes")
         return replies
 
     def _take(self, line: bytes) -> Reply | None:
+        if not self._lines and (reply := _reply_of_one_line(line)) is not None:
+            return reply
         found = _LINE.match(line)
         if found is None or len(line) > LINE_BYTES_MAX:
             raise ReplyError(f"not an SMTP reply: {printable(line[:80].decode('utf-8', 'replace'))!r}")
@@ -95,6 +93,15 @@ class ReplyReader:
             return None
         lines, self._lines, self._bytes = self._lines, [], 0
         return make_reply(int(found[1]), b"\n".join(lines).decode("utf-8", "replace"))
+
+
+@lru_cache(maxsize=256)  # a server says the same of each e-mail, but for its last reply
+def _reply_of_one_line(line: bytes) -> Reply | None:
+    """The reply that this line is; None where it is a part of one, or none."""
+    found = _LINE.match(line) if len(line) <= LINE_BYTES_MAX else None
+    if found is None or found[2] == b"-":
+        return None
+    return make_reply(int(found[1]), (found[3] or b"").decode("utf-8", "replace"))
 
 
 def make_reply(code: int, text: str) -> Reply:

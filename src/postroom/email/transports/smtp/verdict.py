@@ -13,7 +13,8 @@ make the transport pause, and the e-mail loses nothing:
   takes no mail at present.
 
 `relaying denied` (550 or 554 5.7.1) is permanent: it depends on the recipient at most servers.
-503, bad sequence, is a confused dialogue and not the e-mail's fault: temporary.
+503, bad sequence, is a confused dialogue and not the e-mail's fault: temporary. So is a BDAT that a
+server does not know though it offered CHUNKING (500, 502, 504).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from postroom.errors import PermanentFailure, SendError, TemporaryFailure, Trans
 
 _DOWN_CODES = frozenset({421, 530, 534, 535, 538})
 _DOWN_DETAILS = frozenset({"7.8", "7.9", "7.11", "4.5"})
+_UNKNOWN = frozenset({500, 502, 504})
 _DOWN_DETAILS_AT_MAIL = frozenset({"3.1", "3.2"})
 
 
@@ -35,6 +37,7 @@ class Stage(StrEnum):
     RCPT = "RCPT TO"
     DATA = "DATA"
     CONTENT = "the e-mail"
+    BDAT = "BDAT with the e-mail"
 
 
 def refusal(stage: Stage, reply: Reply) -> SendError:
@@ -42,7 +45,7 @@ def refusal(stage: Stage, reply: Reply) -> SendError:
     text = f"{reply} (answering {stage})"
     if _speaks_of_the_server(stage, reply):
         return TransportDown(text, code=reply.code)
-    if reply.code == 503 or reply.ok or reply.go_on:
+    if reply.code == 503 or reply.ok or reply.go_on or (stage == Stage.BDAT and reply.code in _UNKNOWN):
         return TemporaryFailure(text, code=reply.code)
     deciding_digit = reply.enhanced[:1] if reply.enhanced[:1] in ("4", "5") else str(reply.code)[0]
     if deciding_digit == "5":
