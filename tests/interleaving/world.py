@@ -194,7 +194,7 @@ async def state(connection: asyncpg.Connection[Any], queue: Queue) -> State:
     for row in await connection.fetch("SELECT * FROM rate_limit_counters"):
         add("counters", row["key"], row, "taken_at", "taken", "window_start", "updated_at", "checked_at")
     for row in await connection.fetch("SELECT * FROM postroom.workers"):
-        add("workers", str(plain(row["id"], now, named)), row, "started_at", "seen_at", "id")
+        add("workers", str(plain(row["id"], now, named)), row, "started_at", "seen_at", "id", "generation")
     for row in await connection.fetch("SELECT * FROM postroom.refused_rows"):
         add("refused", str(plain(row["id"], now, named)), row, "refused_at", "id")
     for row in await connection.fetch("SELECT key, value FROM postroom.settings"):

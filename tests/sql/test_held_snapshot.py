@@ -8,7 +8,7 @@ everything, a few seconds later.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -152,4 +152,44 @@ async def test_behind_settled_rows_that_a_snapshot_keeps_a_claim_reads_its_batch
     assert short.pages < 700
     settled = await worker.settle("done", *(Lease(*row) for row in short.rows))
     assert set(settled) == {row[0] for row in short.rows}
+    await transaction.rollback()
+
+
+async def test_behind_thousands_of_batches_that_a_snapshot_keeps_a_worker_reads_its_own_row_at_once(
+    connect: Connect, sql: Session, database_url: str
+) -> None:
+    """So does an insert that looks for sleepers: both would walk all dead versions of the row."""
+    holder = await connect()
+    transaction = holder.transaction(isolation="repeatable_read")
+    await transaction.start()
+    await holder.fetchval("SELECT count(*) FROM email_queue")
+    worker = await sql.worker()
+    register: LiteralString = "SELECT postroom.register_worker(%s, 'email', 'h', 1, 'v', true, %s, '{}')"
+    ids, lease_nos = "array_fill(gen_random_uuid(), '{20}')", "array_fill(1::bigint, '{20}')"
+    await sql.execute(
+        f"""
+        DO $$ BEGIN
+            FOR batch IN 1..4000 LOOP
+                PERFORM postroom.mark_begun('{worker.id}', {ids}, {lease_nos});
+                IF batch % 40 = 0 THEN
+                    PERFORM postroom.register_worker('{worker.id}', 'email', 'h', 1, 'v', true, true, '{{}}');
+                    PERFORM postroom.get_up('{worker.id}');
+                END IF;
+            END LOOP;
+        END $$
+        """
+    )
+    with psycopg.connect(database_url) as connection:
+        reader = Reader(connection)
+        calls: dict[str, tuple[LiteralString, list[object]]] = {
+            "begin": ("SELECT postroom.begin_emails(%s, '{}', '{}', '{}', '{}')", [worker.id]),
+            "look": ("SELECT postroom.begun_by(%s, %s, 1)", [worker.id, worker.id]),
+            "lie down": (register, [worker.id, True]),
+            "get up": ("SELECT postroom.get_up(%s)", [worker.id]),
+            "wake": ("SELECT postroom.wake('email')", []),
+        }
+        for call in calls.values():
+            reader.read(*call)  # the first one reads the catalog as well
+        pages = {name: reader.read(*call).pages for name, call in calls.items()}
+    assert max(pages.values()) < 150, pages
     await transaction.rollback()

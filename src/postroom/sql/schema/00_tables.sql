@@ -232,7 +232,7 @@ CREATE TABLE postroom.settings (
 
 -- One row a running engine: who it is, whether it sleeps, and which attempts it has begun.
 CREATE TABLE postroom.workers (
-    id              uuid PRIMARY KEY,
+    id              uuid NOT NULL,
     queue           text NOT NULL CHECK (queue IN ('email', 'webhook')),
     host            text NOT NULL,
     pid             integer NOT NULL,
@@ -247,7 +247,11 @@ CREATE TABLE postroom.workers (
     begun           uuid[] NOT NULL DEFAULT '{}',
     begun_lease_nos bigint[] NOT NULL DEFAULT '{}',
 
-    settled         jsonb NOT NULL DEFAULT '{}'     -- how often it has settled, by verdict
+    settled         jsonb NOT NULL DEFAULT '{}',    -- how often it has settled, by verdict
+
+    -- Grows as the row is written, so that its newest version is found before the dead ones (docs/decisions/0013).
+    generation      bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (id, generation)
 )
 -- Written once a batch: uncompressed, in the row as long as it fits there (300 attempts), with room on its page.
 WITH (fillfactor = 20, toast_tuple_target = 8160);
@@ -255,6 +259,9 @@ WITH (fillfactor = 20, toast_tuple_target = 8160);
 ALTER TABLE postroom.workers
     ALTER COLUMN begun SET STORAGE EXTERNAL,
     ALTER COLUMN begun_lease_nos SET STORAGE EXTERNAL;
+
+-- wake: who sleeps, and was seen a short while ago. What changes with each batch is not in it.
+CREATE INDEX workers_asleep ON postroom.workers (queue, seen_at) WHERE asleep;
 
 -- Transports that are down, as the workers last saw them (docs/decisions/0007).
 CREATE TABLE postroom.transports (

@@ -217,9 +217,15 @@ AS $$
 BEGIN
     RETURN EXISTS (
         SELECT 1
-        FROM postroom.workers AS worker
+        FROM (
+            SELECT newest.begun, newest.begun_lease_nos
+            FROM postroom.workers AS newest
+            WHERE newest.id = p_worker
+            ORDER BY newest.generation DESC
+            LIMIT 1
+        ) AS worker
         CROSS JOIN unnest(worker.begun, worker.begun_lease_nos) AS mark (id, lease_no)
-        WHERE worker.id = p_worker AND mark.id = p_id AND mark.lease_no = p_lease_no
+        WHERE mark.id = p_id AND mark.lease_no = p_lease_no
     );
 END;
 $$;
@@ -227,6 +233,10 @@ $$;
 -- mark_begun: writes the attempts that are begun and not settled into the worker's own row.
 --
 -- Raises where the worker has no row: an attempt must not begin without its mark.
+--
+-- The row's dead versions stay as long as somebody holds an old snapshot, and a look-up by the id alone walks them
+-- all: 1.8 ms behind 25,000 batches, in place of 0.02. So a generation has about thirty of them, and whoever writes
+-- often looks for the newest (docs/decisions/0013). `>=`: a version that comes meanwhile is newer still.
 CREATE OR REPLACE FUNCTION postroom.mark_begun(p_worker uuid, p_ids uuid[], p_lease_nos bigint[])
 RETURNS void
 LANGUAGE plpgsql
@@ -234,8 +244,18 @@ SET search_path = ''
 AS $$
 BEGIN
     UPDATE postroom.workers
-    SET begun = p_ids, begun_lease_nos = p_lease_nos, seen_at = clock_timestamp()
-    WHERE workers.id = p_worker;
+    SET begun = p_ids,
+        begun_lease_nos = p_lease_nos,
+        -- Not at each write: only a version that no index has to learn of can be made on the same page.
+        generation = workers.generation + (random() < 0.03)::integer
+    WHERE workers.id = p_worker
+        AND workers.generation >= (
+            SELECT newest.generation
+            FROM postroom.workers AS newest
+            WHERE newest.id = p_worker
+            ORDER BY newest.generation DESC
+            LIMIT 1
+        );
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', p_worker USING ERRCODE = 'no_data_found';
     END IF;
@@ -254,13 +274,28 @@ CREATE OR REPLACE FUNCTION postroom.register_worker(
     p_settled jsonb
 )
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
-    INSERT INTO postroom.workers (id, queue, host, pid, version, claims, asleep, settled)
-    VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_claims, p_asleep, p_settled)
-    ON CONFLICT (id) DO UPDATE
-    SET seen_at = clock_timestamp(), asleep = EXCLUDED.asleep, settled = EXCLUDED.settled;
+BEGIN
+    UPDATE postroom.workers
+    SET seen_at = clock_timestamp(), asleep = p_asleep, settled = p_settled, generation = workers.generation + 1
+    WHERE workers.id = p_worker
+        AND workers.generation >= (
+            SELECT newest.generation
+            FROM postroom.workers AS newest
+            WHERE newest.id = p_worker
+            ORDER BY newest.generation DESC
+            LIMIT 1
+        );
+    IF NOT FOUND THEN
+        INSERT INTO postroom.workers (id, queue, host, pid, version, claims, asleep, settled)
+        VALUES (p_worker, p_queue, p_host, p_pid, p_version, p_claims, p_asleep, p_settled)
+        ON CONFLICT (id, generation) DO UPDATE
+        SET seen_at = clock_timestamp(), asleep = EXCLUDED.asleep, settled = EXCLUDED.settled;
+    END IF;
+END;
 $$;
 
 -- get_up: a worker that has found work is no longer called. It is the claim that says so and not the start, which
@@ -269,9 +304,22 @@ CREATE OR REPLACE FUNCTION postroom.get_up(p_worker uuid)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
+DECLARE
+    v_newest record;
 BEGIN
-    UPDATE postroom.workers SET asleep = false WHERE workers.id = p_worker AND workers.asleep;
+    SELECT worker.generation, worker.asleep
+    INTO v_newest
+    FROM postroom.workers AS worker
+    WHERE worker.id = p_worker
+    ORDER BY worker.generation DESC
+    LIMIT 1;
+    IF v_newest.asleep THEN
+        UPDATE postroom.workers
+        SET asleep = false, generation = workers.generation + 1
+        WHERE workers.id = p_worker AND workers.generation >= v_newest.generation;
+    END IF;
 END;
 $$;
 
@@ -317,13 +365,15 @@ CREATE OR REPLACE FUNCTION postroom.wake(p_queue text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
 BEGIN
     IF EXISTS (
         SELECT 1 FROM postroom.workers
         WHERE workers.queue = p_queue
             AND workers.asleep
-            AND workers.seen_at > clock_timestamp() - interval '1 minute'
+            -- It says so again at each poll. Those entries of the index that are older are never read, dead or alive.
+            AND workers.seen_at > (SELECT clock_timestamp() - interval '10 seconds')
     ) THEN
         PERFORM pg_notify('postroom_' || p_queue, '');
     END IF;
