@@ -2,13 +2,14 @@
 While somebody's old transaction keeps dead index entries, claims remember where the live ones begin.
 
 What is remembered only ever saves reading: whatever becomes live below it is found at the next look at
-everything, a few seconds later.
+everything, a few seconds later where there is nothing else to do.
 """
 
 from __future__ import annotations
 
 import json
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 
@@ -38,13 +39,14 @@ async def look_of(sql: Session, queue: Queue) -> dict[str, Any] | None:
     return None if look is None else dict(json.loads(look))
 
 
-async def look_is_over(sql: Session, queue: Queue) -> None:
-    """Let the time pass for which the look holds."""
+async def look_is_over(sql: Session, queue: Queue, until: str = "until") -> None:
+    """Let the time pass for which the look holds; idle_until: where there is no work."""
     await sql.execute(
         """
-        SELECT set_config($1, jsonb_set(current_setting($1)::jsonb, '{until}', '0')::text, false)
+        SELECT set_config($1, jsonb_set(current_setting($1)::jsonb, ARRAY[$2], '0')::text, false)
         """,
         f"postroom.look_{queue}",
+        until,
     )
 
 
@@ -72,22 +74,48 @@ async def test_a_priority_that_was_not_looked_at_is_looked_at_as_a_whole(sql: Se
     assert [lease.id for lease in await (await sql.worker(queue)).claim()] == [old]
 
 
-async def test_a_row_that_gets_an_old_time_waits_for_the_next_look_at_everything(
-    sql: Session, queue: Queue
-) -> None:
-    """An old caller wrote it so, or its transaction was open for long: about 5 s."""
-    worker = await sql.worker(queue)
-    await look_took_long(sql, queue)
+async def row_with_an_old_time(sql: Session, queue: Queue) -> UUID:
+    """Due since an hour, and written just now."""
     row = await sql.insert(queue)
     await sql.execute(
         f"UPDATE {queue.table} SET due_at = clock_timestamp() - interval '1 hour' WHERE id = $1", row
     )
-    assert await worker.claim() == []
-    assert 0 < await sql.fetchval(f"SELECT postroom.{queue}_wait_s()") <= 1
+    return row
+
+
+async def left_s(sql: Session, queue: Queue, until: str) -> float:
+    """For how long the look holds."""
     look = await look_of(sql, queue)
     assert look is not None
-    assert look["until"] - await sql.fetchval("SELECT extract(EPOCH FROM clock_timestamp())::float8") <= 5
+    now: float = await sql.fetchval("SELECT extract(EPOCH FROM clock_timestamp())::float8")
+    return float(look[until]) - now
+
+
+async def test_a_row_that_gets_an_old_time_waits_for_the_next_look_at_everything(
+    sql: Session, queue: Queue
+) -> None:
+    """An old caller wrote it so, or its transaction was open for long: a minute at most."""
+    worker = await sql.worker(queue)
+    await look_took_long(sql, queue)
+    row = await row_with_an_old_time(sql, queue)
+    new = await sql.insert(queue)
+    assert [lease.id for lease in await worker.claim()] == [new]
+    assert 5 < await left_s(sql, queue, "until") <= 60
     await look_is_over(sql, queue)
+    assert [lease.id for lease in await worker.claim()] == [row]
+
+
+async def test_a_row_that_gets_an_old_time_waits_for_five_seconds_where_there_is_no_work(
+    sql: Session, queue: Queue
+) -> None:
+    """Then nobody loses by a look at everything, and a worker comes back each second."""
+    worker = await sql.worker(queue)
+    await look_took_long(sql, queue)
+    row = await row_with_an_old_time(sql, queue)
+    assert await worker.claim() == []
+    assert 0 < await sql.fetchval(f"SELECT postroom.{queue}_wait_s()") <= 1
+    assert await left_s(sql, queue, "idle_until") <= 5
+    await look_is_over(sql, queue, "idle_until")
     assert [lease.id for lease in await worker.claim()] == [row]
 
 

@@ -102,9 +102,10 @@ $$;
 -- While an old snapshot is held (a forgotten transaction), the index entries of settled rows cannot be removed. They stand
 -- before those of the live rows, and a look reads them all: a claim behind 500,000 of them takes half a second. So
 -- a look that read much remembers where what is live begins: {"floors": by priority, "from": for every other one,
--- "lowest": down to which one it came, "until": when that ends}, times as epochs. Then all is looked at again: a row that
--- became live below a floor meanwhile (its transaction was open for more than a second, or an old caller gave it an old
--- time) waits for that, about 5 s (docs/decisions/0013).
+-- "lowest": down to which one it came, "until", "idle_until": when that ends}, times as epochs. Then all is looked at
+-- again: a row that became live below a floor meanwhile (its transaction was open for more than a second, or an old
+-- caller gave it an old time) waits for that: at most a minute, about 5 s where nothing else is due
+-- (docs/decisions/0013).
 --
 -- It is kept in a setting of the session. A pooler may hand it on to another client, for whom it holds as well: it
 -- tells of the database and not of who has looked.
@@ -118,7 +119,7 @@ DECLARE
     v_left double precision := (v_look ->> 'until')::double precision - extract(EPOCH FROM clock_timestamp());
 BEGIN
     -- More than that is left where the clock was set back.
-    RETURN CASE WHEN v_left BETWEEN 0 AND 60 THEN v_look END;
+    RETURN CASE WHEN v_left BETWEEN 0 AND 120 THEN v_look END;
 END;
 $$;
 
@@ -182,12 +183,33 @@ BEGIN
             WHEN p_look IS NULL THEN p_lowest
             WHEN p_lowest IS NOT NULL THEN LEAST((p_look ->> 'lowest')::integer, p_lowest)
         END,
-        -- A twentieth of the time goes to looks at everything, as long as one comes every 5 s.
+        -- Where there is work a twentieth of the time goes to looks at everything, as long as one comes every minute.
         'until', COALESCE(
             p_look -> 'until',
+            to_jsonb(extract(EPOCH FROM clock_timestamp()) + GREATEST(LEAST(20 * v_took_s, 60), 2 * v_took_s)::numeric)
+        ),
+        -- Where there is none, nobody loses by more of them (look_again).
+        'idle_until', COALESCE(
+            p_look -> 'idle_until',
             to_jsonb(extract(EPOCH FROM clock_timestamp()) + GREATEST(LEAST(20 * v_took_s, 5), 2 * v_took_s)::numeric)
         )
     )::text, false);
+END;
+$$;
+
+-- look_again: whether a look that found nothing is to be made at everything now: p_look is what it went by. Forgets that
+-- one then.
+CREATE OR REPLACE FUNCTION postroom.look_again(p_queue text, p_look jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    IF p_look IS NULL OR (p_look ->> 'idle_until')::double precision > extract(EPOCH FROM clock_timestamp()) THEN
+        RETURN false;
+    END IF;
+    PERFORM set_config('postroom.look_' || p_queue, '', false);
+    RETURN true;
 END;
 $$;
 

@@ -389,6 +389,9 @@ BEGIN
         END;
     END LOOP;
     PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
+    IF v_leased IS NULL AND postroom.look_again('email', v_look) THEN
+        RETURN postroom.lease_emails(p_worker, p_limit, p_lease, p_from, p_before);
+    END IF;
     RETURN v_leased;
 END;
 $$;

@@ -319,6 +319,9 @@ BEGIN
         END;
     END LOOP;
     PERFORM postroom.keep_look('webhook', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
+    IF v_leased IS NULL AND postroom.look_again('webhook', v_look) THEN
+        RETURN postroom.lease_webhooks(p_worker, p_limit, p_lease, p_before, p_not_of);
+    END IF;
     RETURN v_leased;
 END;
 $$;
