@@ -16,6 +16,7 @@ NAMES = (
     "email_drain",
     "email_latency",
     "held_snapshot",
+    "history",
     "limits",
     "noop_drain",
     "smtp_client",
