@@ -413,9 +413,17 @@ WHERE d.jobid IN (19, 20) ORDER BY d.start_time DESC LIMIT 20;
 )
 
 
+VIEWS: tuple[LiteralString, ...] = (
+    "email_queue_status",
+    "webhook_queue_status",
+    "net_runs",
+    "dead_letter_counts",
+)
+
+
 @pytest.mark.parametrize("user", ["owner", "service"])
 async def test_the_monitoring_queries_say_what_is(world: World, user: str) -> None:
-    """As they stand in the contract, for the owner and for who has service_role, without BYPASSRLS."""
+    """As they stand in the contract, for the owner and for service_role; the saved views say the same."""
     world.make_role("owner", "LOGIN CREATEROLE")
     world.run(sql.SQL("ALTER DATABASE {} OWNER TO owner").format(sql.Identifier(world.database)))
     await migrate(world.url("owner"))
@@ -456,6 +464,10 @@ async def test_the_monitoring_queries_say_what_is(world: World, user: str) -> No
         (20, "running", "Webhook Retry"),
     }
     assert (failed_emails, failed_webhooks) == ([(5,)], [(4,)])
+    with psycopg.connect(world.url(user)) as connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        saved = [set(connection.execute(f"TABLE postroom.{view}").fetchall()) for view in VIEWS]
+    assert saved == [set(emails), set(webhooks), set(runs), {(5, 4)}]
 
 
 DEFINERS: LiteralString = f"""

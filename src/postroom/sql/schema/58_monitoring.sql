@@ -239,3 +239,51 @@ UNION ALL
 SELECT 'webhook', depth.state, depth.count FROM postroom.webhook_depths() AS depth
 UNION ALL
 SELECT dead.queue, 'dead_letter', dead.count FROM postroom.count_dead_letters() AS dead;
+
+-- The queries that a hand-made project watches itself by, as views. The first two read whole tables, history too: for a
+-- person, and for a screen of some minutes; queue_depths is for every few seconds.
+
+-- email_queue_status, webhook_queue_status: rows by status, with their oldest and newest.
+CREATE OR REPLACE VIEW postroom.email_queue_status AS
+SELECT
+    email.status,
+    count(*) AS count,
+    min(email.created_at) AS oldest_pending,
+    max(email.created_at) AS newest_pending
+FROM public.email_queue AS email
+GROUP BY email.status;
+
+CREATE OR REPLACE VIEW postroom.webhook_queue_status AS
+SELECT
+    event.status,
+    count(*) AS count,
+    avg(event.attempts) AS avg_attempts,
+    min(event.created_at) AS oldest_pending
+FROM public.webhook_retry_queue AS event
+GROUP BY event.status;
+
+-- net_runs: the last twenty runs of the two jobs that deliver what is due, whoever runs them: ours, or pg_cron.
+CREATE OR REPLACE VIEW postroom.net_runs AS
+SELECT
+    run.jobid,
+    run.status,
+    run.start_time,
+    run.end_time,
+    CASE job.jobname WHEN 'process-email-queue' THEN 'Email Queue' ELSE 'Webhook Retry' END AS job_type
+FROM postroom.read_cron_runs(5000) AS run
+INNER JOIN postroom.read_cron_jobs() AS job ON run.jobid = job.jobid
+WHERE job.jobname IN ('process-email-queue', 'process-webhook-retries')
+ORDER BY run.start_time DESC
+LIMIT 20;
+
+-- dead_letter_counts: how many of each queue wait for a person.
+CREATE OR REPLACE VIEW postroom.dead_letter_counts AS
+SELECT
+    (
+        SELECT count(*) FROM public.email_queue AS email
+        WHERE email.status = 'dead_letter'
+    ) AS failed_emails,
+    (
+        SELECT count(*) FROM public.webhook_retry_queue AS event
+        WHERE event.status = 'dead_letter'
+    ) AS failed_webhooks;
