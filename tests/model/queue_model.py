@@ -13,59 +13,26 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from uuid import UUID
 
-Due = Literal["past", "future"] | None
-"""When a row may be taken; None where it never will be."""
+from tests.model.limit_model import GLOBAL, Book, Limits, recipient_key
+from tests.model.rows import Due, Lease, Marks, Refusal, Row, Seen
 
 POISON = 3
 
-
-@dataclass(frozen=True)
-class Row:
-    """One e-mail or event, as far as the contract speaks of it."""
-
-    priority: int = 0
-    max_attempts: int = 3
-    status: str = "pending"
-    attempts: int = 0
-    error_count: int = 0
-    crashes: int = 0
-    lease_no: int = 0
-    leased_by: str | None = None
-    due: Due = "past"
-    next_retry: Due = None
-    is_done: bool = False
-    has_failed_at: bool = False
-    dead_reason: str | None = None
-    handlers: tuple[str, ...] = ()
-
-    @property
-    def live(self) -> bool:
-        return self.status in ("pending", "processing")
-
-
-@dataclass(frozen=True)
-class Lease:
-    """What a worker knows of a row that it has claimed, be it still true or not."""
-
-    id: UUID
-    lease_no: int
-    worker: str
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What is written beside the rows: slots that were taken, and each worker's start marks."""
-
-    slots_used: int = 0
-    marks: frozenset[Lease] = frozenset()
-
-
-Written = dict[UUID | str, Row | Shared | None]
-"""By id; `book` and the workers' names for what is beside; None is a row that was deleted."""
+Value = Row | Book | Marks | Refusal | Seen | None
+Written = dict[UUID | str, Value]
+"""Rows by id; what stands beside them by a word and a name; None is what was deleted."""
 
 
 class WouldWait(Exception):
     """Another transaction has written what this call must write."""
+
+
+class Refused(Exception):
+    """The row's own trigger says no."""
+
+
+class LeaseLost(Exception):
+    """The row has passed on to somebody else, or the handler is done already."""
 
 
 @dataclass
@@ -75,7 +42,9 @@ class QueueModel:
     done: str
     committed: Written = field(default_factory=dict)
     open: dict[str, Written] = field(default_factory=dict)
-    limit: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    refusing: dict[UUID, Literal["lease", "settle"]] = field(default_factory=dict)
+    """Rows with a trigger that refuses to be leased, or that an attempt is counted."""
 
     # Transactions
 
@@ -85,16 +54,23 @@ class QueueModel:
 
     def rows(self, session: str) -> dict[UUID, Row]:
         """The rows that a session sees."""
-        return {key: row for key, row in self.see(session).items() if isinstance(row, Row) and key}  # type: ignore[misc]
+        return {
+            key: row
+            for key, row in self.see(session).items()
+            if isinstance(key, UUID) and isinstance(row, Row)
+        }
 
     def row(self, session: str, row_id: UUID) -> Row | None:
         """One of them."""
         return self.rows(session).get(row_id)
 
-    def shared(self, session: str, key: str) -> Shared:
-        """What is beside the rows."""
-        found = self.see(session).get(key)
-        return found if isinstance(found, Shared) else Shared()
+    def refusals(self, session: str) -> dict[UUID, Refusal]:
+        """The rows that a session sees set aside."""
+        return {
+            UUID(str(key).split()[1]): value
+            for key, value in self.see(session).items()
+            if isinstance(value, Refusal)
+        }
 
     def held_by_other(self, session: str, key: UUID | str) -> bool:
         """Whether the other session's open transaction has written this."""
@@ -118,55 +94,109 @@ class QueueModel:
     # What a worker does
 
     def free_slots(self, session: str) -> int | None:
-        """Slots that the limit has left; None where there is no limit."""
-        return None if self.limit is None else max(self.limit - self.shared(session, "book").slots_used, 0)
+        """Slots that the global limit has left; None where there is no limit."""
+        return self.limits.free(GLOBAL, self._books(session))
 
     def claim(self, session: str, worker: str | None, count: int, order: list[UUID]) -> list[Lease]:
         """Lease what is due; `order` has all ids, those of the oldest due time first."""
-        changes: Written = {}
+        rows, changes = self.rows(session), Written()
         leases: list[Lease] = []
-        rows = self.rows(session)
-        due = [
-            row_id
-            for row_id in order
-            if rows[row_id].live and rows[row_id].due == "past" and not self.held_by_other(session, row_id)
-        ]
-        for priority in sorted({rows[row_id].priority for row_id in due}, reverse=True):
-            for row_id in [row_id for row_id in due if rows[row_id].priority == priority][
-                : count - len(leases)
-            ]:
-                row = rows[row_id]
-                if self._has_begun(session, row_id, row):
-                    changes[row_id] = self._settled(row, "crashed")
-                    continue
-                number = row.lease_no + 1
-                changes[row_id] = replace(
-                    row, status="processing", lease_no=number, leased_by=worker, due="future"
-                )
-                leases.append(Lease(row_id, number, worker or ""))
-            if len(leases) >= count:
-                break
+        for priority in sorted({row.priority for row in rows.values() if row.live}, reverse=True):
+            has_more = True
+            while has_more and len(leases) < count:
+                looked = [row_id for row_id in order if self._may_be_claimed(session, row_id, rows, priority)]
+                looked = looked[: count - len(leases)]
+                changes |= {row_id: rows[row_id] for row_id in looked if row_id not in changes}  # locked
+                due = [row_id for row_id in looked if not self._has_begun(session, row_id, rows[row_id])]
+                for row_id in looked:
+                    if row_id not in due:
+                        self._write_outcome(session, row_id, "crashed", rows, changes)
+                others = due if worker is None else self._plan(session, due, rows, changes)
+                planned = [row_id for row_id in due if rows[row_id].due == "future"]
+                has_more = bool(planned) and len(planned) + len(others) == len(due)
+                for row_id in others:
+                    if self.refusing.get(row_id) == "lease":
+                        self._set_aside(session, row_id, changes)
+                        continue
+                    number = rows[row_id].lease_no + 1
+                    rows[row_id] = changes[row_id] = replace(
+                        rows[row_id], status="processing", lease_no=number, leased_by=worker, due="future"
+                    )
+                    leases.append(Lease(row_id, number, worker or ""))
         self.write(session, changes)
         return leases
 
+    def is_first(self, row_id: UUID, rows: dict[UUID, Row]) -> bool:
+        """Of a lane only the first may go; it is held by what lives, and by some dead letters."""
+        row = rows[row_id]
+        return row.lane is None or not any(
+            other.lane == row.lane
+            and (other.live or (other.status == "dead_letter" and other.lane_holds))
+            and (other.lane_place, other_id) < (row.lane_place, row_id)
+            for other_id, other in rows.items()
+        )
+
+    def is_due(self, session: str, row_id: UUID, rows: dict[UUID, Row]) -> bool:
+        """Whether a worker need not sleep because of it."""
+        row = rows[row_id]
+        return (
+            row.live
+            and row.due == "past"
+            and row_id not in self.refusals(session)
+            and self.is_first(row_id, rows)
+        )
+
+    def _may_be_claimed(self, session: str, row_id: UUID, rows: dict[UUID, Row], priority: int) -> bool:
+        row = rows[row_id]
+        refusal = self.refusals(session).get(row_id, Refusal(next_try="past"))
+        return (
+            row.live
+            and row.priority == priority
+            and row.due == "past"
+            and not self.held_by_other(session, row_id)
+            and refusal.verdict is None
+            and refusal.next_try == "past"
+            and self.is_first(row_id, rows)
+        )
+
+    def _plan(self, session: str, due: list[UUID], rows: dict[UUID, Row], changes: Written) -> list[UUID]:
+        # Who would stand in a line as long as a window has slots gets his time at once; others are leased.
+        if not any(row.status == "pending" and row.planned_under for row in rows.values()):
+            return due
+        others = []
+        for row_id in due:
+            row, key = rows[row_id], recipient_key(rows[row_id].to)
+            book = self._books(session, changes).get(key, Book())
+            has_place = row.status != "pending" or row.planned_under is not None or row.priority > 0
+            if has_place or not self.limits.is_line_full(key, book):
+                others.append(row_id)
+            elif not self.held_by_other(session, key):
+                rows[row_id] = changes[row_id] = self.limits.waiting(row, key)
+                changes[key] = replace(book, planned=book.planned + 1)
+        return others
+
     def begin(self, session: str, worker: str, leases: list[Lease]) -> set[UUID]:
         """Take slots and write marks; what finds no slot goes back to its place. The ids that have begun."""
-        rows = self.rows(session)
+        rows, changes = self.rows(session), Written()
         ours = [lease for lease in leases if self._is_held(rows.get(lease.id), lease)]
-        changes: Written = {}
-        if any(rows[lease.id].due == "past" for lease in ours):
-            changes |= {lease.id: replace(rows[lease.id], due="future") for lease in ours}
-        free = self.free_slots(session)
-        begun = ours if free is None else ours[:free]
-        if free is not None and ours:
-            used = self.shared(session, "book").slots_used
-            changes["book"] = Shared(slots_used=used + len(begun))
-        for lease in ours[len(begun) :]:
-            row = rows[lease.id]
-            due = row.next_retry or "past"
-            changes[lease.id] = replace(row, status="pending", leased_by=None, due=due)
-        marks = self.shared(session, worker).marks
-        changes[worker] = Shared(marks=frozenset(self._still_begun(session, marks)) | set(begun))
+        asked = {lease.id: rows[lease.id] for lease in leases if lease.id in rows}
+        asked = {row_id: row for row_id, row in asked.items() if row.leased_by == worker}
+        ending = {row_id for row_id, row in asked.items() if row.due == "past"}
+        if ending:
+            # E-mails are locked all together, events where their leases are extended.
+            changes.update({row_id: row for row_id, row in asked.items() if row.to is not None})
+            for lease in ours:
+                if lease.id in ending:
+                    changes[lease.id] = replace(rows[lease.id], due="future")
+        waiting, books = self.limits.take_slots([rows[lease.id] for lease in ours], self._books(session))
+        changes.update(books)
+        begun = set()
+        for lease, back in zip(ours, waiting, strict=True):
+            if back is None:
+                begun.add(lease)
+            else:
+                changes[lease.id] = back
+        changes[worker] = Marks(frozenset(self.begun_of(session, worker) | begun))
         self.write(session, changes)
         return {lease.id for lease in begun}
 
@@ -183,16 +213,41 @@ class QueueModel:
 
     def settle(self, session: str, leases: list[Lease], verdict: str) -> set[UUID]:
         """Write outcomes down; those that an old lease brings change nothing."""
-        rows = self.rows(session)
-        changes: Written = {}
+        rows, changes = self.rows(session), Written()
+        settled = set()
         for lease in leases:
             row = rows.get(lease.id)
             if row is None or row.lease_no != lease.lease_no:
                 continue
-            if self._is_held(row, lease) or (verdict == "done" and row.status != self.done):
-                changes[lease.id] = self._settled(row, verdict)
+            if (
+                self._is_held(row, lease) or (verdict == "done" and row.status != self.done)
+            ) and self._write_outcome(session, lease.id, verdict, rows, changes):
+                settled.add(lease.id)
         self.write(session, changes)
-        return {key for key in changes if isinstance(key, UUID)}
+        return settled
+
+    def settle_refused(self, session: str) -> int:
+        """Outcomes that a row's trigger refused, tried again: how many are written or of no use any more."""
+        rows, changes = self.rows(session), Written()
+        count = 0
+        for row_id, refusal in self.refusals(session).items():
+            if refusal.next_try != "past" or self.held_by_other(session, f"refused {row_id}"):
+                continue
+            row = rows.get(row_id)
+            changes[f"refused {row_id}"] = None
+            if refusal.verdict is None or row is None:
+                continue
+            if row.lease_no == refusal.lease_no and (
+                row.status == "processing" or (refusal.verdict == "done" and row.status != self.done)
+            ):
+                if self._refuses_outcome(row_id, refusal.verdict):
+                    self._locked(session, row_id)
+                    changes[f"refused {row_id}"] = replace(refusal, next_try="future")
+                    continue
+                changes[row_id] = self._settled(row, refusal.verdict)
+            count += 1
+        self.write(session, changes)
+        return count
 
     # What others do
 
@@ -204,28 +259,31 @@ class QueueModel:
         """Whoever holds it: it is out."""
         row = self.row(session, row_id)
         if row is not None and row.status != self.done:
-            settled = self._settled(row, "done")
+            self._own_trigger(session, row_id, "settle")
+            settled = replace(self._settled(row, "done"), planned_under=row.planned_under)
             self.write(session, {row_id: replace(settled, lease_no=row.lease_no + 1)})
 
     def mark_failed(self, session: str, row_id: UUID) -> None:
         """Only what an old caller holds."""
         row = self.row(session, row_id)
         if row is not None and row.status == "processing" and row.leased_by is None:
+            self._own_trigger(session, row_id, "settle")
             self.write(session, {row_id: self._settled(row, "temporary")})
 
     def put_back(self, session: str, row_id: UUID) -> None:
         """An old caller writes `pending`."""
         row = self.row(session, row_id)
         if row is not None and row.status == "processing":
-            self.write(
-                session,
-                {row_id: replace(row, status="pending", leased_by=None, due=row.next_retry or "past")},
+            back = replace(
+                row, status="pending", leased_by=None, waits_for=None, due=row.next_retry or "past"
             )
+            self.write(session, {row_id: back})
 
     def take(self, session: str, row_id: UUID) -> None:
         """An old caller writes `processing`: a lease of 15 minutes."""
         row = self.row(session, row_id)
         if row is not None and row.status == "pending":
+            self._own_trigger(session, row_id, "lease")
             number = row.lease_no + 1
             self.write(
                 session,
@@ -247,25 +305,42 @@ class QueueModel:
         self.write(session, {key: replace(rows[key], status="failed") for key in chosen})
         return chosen
 
-    def clean_up(self, session: str, old: set[UUID]) -> None:
-        """Old rows that are done go, but those that somebody has in hand."""
+    def replan(self, session: str) -> int:
+        """Who waits under a limit that holds no more, the first of them, is due: how many."""
         rows = self.rows(session)
+        waiting = {
+            row_id: row
+            for row_id, row in rows.items()
+            if row.status == "pending"
+            and row.planned_under not in (None, self.limits.rule)
+            and row.waits_for is not None
+        }
+        void = min((str(row.planned_under) for row in waiting.values()), default=None)
+        changes: Written = {
+            row_id: replace(row, due="past", next_retry=None, waits_for=None, planned_under=None)
+            for row_id, row in waiting.items()
+            if row.planned_under == void and not self.held_by_other(session, row_id)
+        }
+        self.write(session, changes)
+        return len(changes)
+
+    def clean_up(self, session: str) -> None:
+        """Old rows that are done go, but those that somebody has in hand."""
         self.write(
             session,
             {
-                key: None
-                for key in old
-                if key in rows and rows[key].status == self.done and not self.held_by_other(session, key)
+                row_id: None
+                for row_id, row in self.rows(session).items()
+                if row.status == self.done and row.is_old and not self.held_by_other(session, row_id)
             },
         )
 
-    def finish_handler(self, session: str, lease: Lease, handler: str) -> bool:
-        """Whether the mark could be written: the lease is held, and the handler is not done yet."""
+    def finish_handler(self, session: str, lease: Lease, handler: str) -> None:
+        """The mark, where the lease is held, and the handler is not done yet."""
         row = self.row(session, lease.id)
-        if not self._is_held(row, lease) or row is None or handler in row.handlers:
-            return False
+        if row is None or not self._is_held(row, lease) or handler in row.handlers:
+            raise LeaseLost
         self.write(session, {lease.id: replace(row, handlers=(*row.handlers, handler))})
-        return True
 
     # Rules
 
@@ -280,16 +355,53 @@ class QueueModel:
     def _has_begun(self, session: str, row_id: UUID, row: Row) -> bool:
         if row.status != "processing" or row.leased_by is None:
             return False
-        lease = Lease(row_id, row.lease_no, row.leased_by)
-        return lease in self.shared(session, row.leased_by).marks
-
-    def _still_begun(self, session: str, marks: Iterable[Lease]) -> set[Lease]:
-        rows = self.rows(session)
-        return {mark for mark in marks if self._is_held(rows.get(mark.id), mark)}
+        return Lease(row_id, row.lease_no, row.leased_by) in self._marks(session, row.leased_by)
 
     def begun_of(self, session: str, worker: str) -> set[Lease]:
         """A worker's attempts that have begun and are not settled: what it writes into its mark again."""
-        return self._still_begun(session, self.shared(session, worker).marks)
+        rows = self.rows(session)
+        return {mark for mark in self._marks(session, worker) if self._is_held(rows.get(mark.id), mark)}
+
+    def _marks(self, session: str, worker: str) -> frozenset[Lease]:
+        marks = self.see(session).get(worker)
+        return marks.of if isinstance(marks, Marks) else frozenset()
+
+    def _books(self, session: str, changes: Written | None = None) -> dict[str, Book]:
+        seen = self.see(session) | (changes or {})
+        return {str(key): book for key, book in seen.items() if isinstance(book, Book)}
+
+    def _locked(self, session: str, row_id: UUID) -> None:
+        if self.held_by_other(session, row_id):
+            raise WouldWait(row_id)
+
+    def _own_trigger(self, session: str, row_id: UUID, what: str) -> None:
+        self._locked(session, row_id)
+        if self.refusing.get(row_id) == what:
+            raise Refused(row_id)
+
+    def _refuses_outcome(self, row_id: UUID, verdict: str) -> bool:
+        return self.refusing.get(row_id) == "settle" and verdict not in ("released", "transport_down")
+
+    def _set_aside(
+        self,
+        session: str,
+        row_id: UUID,
+        changes: Written,
+        lease_no: int | None = None,
+        verdict: str | None = None,
+    ) -> None:
+        old = self.refusals(session).get(row_id, Refusal())
+        changes[f"refused {row_id}"] = Refusal(lease_no or old.lease_no, verdict or old.verdict)
+
+    def _write_outcome(
+        self, session: str, row_id: UUID, verdict: str, rows: dict[UUID, Row], changes: Written
+    ) -> bool:
+        if self._refuses_outcome(row_id, verdict):
+            self._locked(session, row_id)
+            self._set_aside(session, row_id, changes, rows[row_id].lease_no, verdict)
+            return False
+        rows[row_id] = changes[row_id] = self._settled(rows[row_id], verdict)
+        return True
 
     def _settled(self, row: Row, verdict: str) -> Row:
         ended = verdict not in ("released", "transport_down")
@@ -305,6 +417,9 @@ class QueueModel:
         waits = failed and reason is None
         status = "dead_letter" if reason else self.done if verdict == "done" else "pending"
         next_retry: Due = "future" if waits else row.next_retry
+        waits_for = "backoff" if waits else "transport" if verdict == "transport_down" else None
+        if verdict == "released" and row.to is not None:
+            waits_for = row.waits_for
         return replace(
             row,
             status=status,
@@ -314,7 +429,10 @@ class QueueModel:
             leased_by=None,
             next_retry=next_retry,
             due=(next_retry or "past") if status == "pending" else None,
+            waits_for=waits_for,
+            planned_under=None if ended else row.planned_under,
             is_done=row.is_done or verdict == "done",
+            is_old=row.is_old and verdict != "done",
             has_failed_at=row.has_failed_at or reason is not None,
             dead_reason=reason,
         )
@@ -334,9 +452,12 @@ class QueueModel:
                     crashes=0,
                     due="past",
                     next_retry=None,
+                    waits_for=None,
+                    planned_under=None,
                     dead_reason=None,
                     has_failed_at=False,
                     is_done=rows[key].is_done and handler is None,
+                    is_old=rows[key].is_old and handler is None,
                     handlers=tuple(done for done in rows[key].handlers if done != handler),
                 )
                 for key in chosen
