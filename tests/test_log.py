@@ -46,6 +46,14 @@ def test_json_line_has_its_time_level_name_and_values(capfd: pytest.CaptureFixtu
     }  # fmt: skip
 
 
+def test_a_value_may_have_any_name(capfd: pytest.CaptureFixture[str]) -> None:
+    """Such as `method`, of http.request: no name of the logger's own is in the way."""
+    log.configure("json")
+    log.get_logger().info("http.request", method="POST", values=1)
+    line = json.loads(lines(capfd)[0])
+    assert (line["method"], line["event"]) == ("POST", "http.request")
+
+
 def test_text_line_reads_as_words(capfd: pytest.CaptureFixture[str]) -> None:
     """Text: time, level, name, then values, quoted where they hold a space."""
     log.configure("text")
