@@ -47,6 +47,7 @@ EVENTS = {
     "settings.unknown": "A variable POSTROOM_… is no setting; meant is the one that may have been meant.",
     "settle.repeated": "The outcomes of a batch were not recorded and are sent again.",
     "start.failed": "The starts of a batch were not recorded; its e-mails go back, no attempt counted.",
+    "telemetry.no_links": "Who queued some rows could not be looked up; their spans have no link.",
     "tend.failed": "A worker could not show that it lives, or extend its leases.",
     "transport.not_published": "A transport's pause was not written down for status and explain.",
     "transport.paused": "A transport is down and rests for pause_s; its e-mails wait, no attempt counted.",

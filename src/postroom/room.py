@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from postroom.email.enqueue import Email
     from postroom.email.message import OutgoingEmail
     from postroom.email.store import EmailStore
+    from postroom.queue.claim import Work
     from postroom.queue.engine import Engine
     from postroom.schedule.scheduler import Scheduler
+    from postroom.telemetry.signals import Telemetry
     from postroom.webhooks.delivery import Delivery as WebhookDelivery
     from postroom.webhooks.handlers import Handlers
     from postroom.webhooks.registry import Registry
@@ -44,6 +46,9 @@ class Room:
     where POSTROOM_DATABASE_URL is unset the embedded PostgreSQL is started, and stopped with the last
     process that uses it.
 
+    Attributes:
+        telemetry: Where spans and metrics go; None, unless a process of postroom's was told to send them.
+
     Args:
         settings: Ready-made settings; else they are loaded (environment, postroom.toml).
         overrides: Settings by name, such as `database_url=...`: they win over the environment.
@@ -54,6 +59,7 @@ class Room:
 
     def __init__(self, *, settings: Settings | None = None, **overrides: object) -> None:
         self.settings = settings if settings is not None else load_settings(**overrides)
+        self.telemetry: Telemetry | None = None
         self._exit = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -282,8 +288,13 @@ class Room:
         """A worker of the e-mail queue."""
         from postroom.queue.engine import Engine
 
+        work: Work[OutgoingEmail] = self.delivery
+        if self.telemetry is not None:
+            from postroom.telemetry.attempts import traced_emails
+
+            work = traced_emails(work, self.telemetry, self.database)
         return Engine(
-            self.delivery,
+            work,
             self.database,
             concurrency=self.settings.concurrency,
             attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
@@ -365,8 +376,13 @@ class Room:
         """A worker of the webhook queue; prepare_handlers() comes first."""
         from postroom.queue.engine import Engine
 
+        work: Work[ClaimedEvent] = self.webhook_delivery()
+        if self.telemetry is not None:
+            from postroom.telemetry.attempts import traced_events
+
+            work = traced_events(work, self.telemetry, self.database)
         return Engine(
-            self.webhook_delivery(),
+            work,
             self.database,
             concurrency=self.settings.concurrency,
             attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,

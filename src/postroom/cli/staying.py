@@ -20,6 +20,7 @@ from postroom.database.migrate import migrate
 from postroom.errors import ConfigError, PostroomError
 from postroom.room import Room
 from postroom.settings import unknown_variables
+from postroom.telemetry import from_environment
 from postroom.wording import count_of
 
 _log = log.get_logger()
@@ -216,10 +217,13 @@ async def _workers(staying: Staying, queues: Collection[str]) -> list[Coroutine[
 async def _stay(work: Callable[[Staying], Awaitable[None]], app: str | None) -> None:
     room = Room() if app is None else _room_of(app)
     log.configure(room.settings.log_format, room.settings.log_level)
+    room.telemetry = from_environment()
     try:
         await work(Staying(room))
     finally:
         await room.close()
+        if room.telemetry is not None:
+            await asyncio.to_thread(room.telemetry.close)
 
 
 def _room_of(app: str) -> Room:

@@ -36,10 +36,16 @@ def app(room: Room) -> Starlette:
         finally:
             await doors.close()
 
+    middleware = [Middleware(Outside), Middleware(Cors)]
+    if room.telemetry is not None:
+        from postroom.telemetry.door import TracedDoor
+
+        sources = frozenset(doors.sources)
+        middleware.insert(0, Middleware(TracedDoor, telemetry=room.telemetry, sources=sources))
     made = Starlette(
         # They are tried in this order: providers come in crowds.
         routes=[*webhooks.ROUTES, *emails.ROUTES, *alerts.ROUTES, *health.ROUTES, *metrics.ROUTES],
-        middleware=[Middleware(Outside), Middleware(Cors)],
+        middleware=middleware,
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
