@@ -13,6 +13,9 @@ from bench.program import Program
 from bench.servers import Sink, create_database, execute
 from postroom.database.migrate import migrate
 
+CONCURRENCY = 40
+"""POSTROOM_CONCURRENCY where nobody sets it."""
+
 
 class Contender(Protocol):
     """
@@ -52,16 +55,19 @@ class Postroom:
     Attributes:
         sink: Where its mails go; None: nowhere, its transport does nothing.
         limit: What both limits are set to; `off`, or far above what is reached, such as `1000000/60s`.
+        concurrency: Attempts in flight at once.
     """
 
     database_url: str
     sink: Sink | None
     limit: str
     insert: str = "INSERT INTO email_queue (to_email, subject, html) VALUES ($1, $2, $3)"
+    concurrency: int = CONCURRENCY
 
     @property
     def name(self) -> str:
-        return f"postroom, limits {self.limit}"
+        further = "" if self.concurrency == CONCURRENCY else f", {self.concurrency} in flight"
+        return f"postroom, limits {self.limit}{further}"
 
     @staticmethod
     async def make_database(server_url: str) -> str:
@@ -88,6 +94,7 @@ class Postroom:
                 "database_url": self.database_url,
                 "transport": self.sink.url if self.sink is not None else "none",
                 "sender": mails.SENDER,
+                "concurrency": self.concurrency,
                 "mode": mode,
             },
         )

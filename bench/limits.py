@@ -11,7 +11,7 @@ from statistics import median
 import asyncpg
 
 from bench import mails, program
-from bench.contenders import Postroom
+from bench.contenders import CONCURRENCY, Postroom
 from bench.noop_drain import Rounds, drain
 from bench.program import Program
 from bench.report import Result, spread, versions
@@ -65,6 +65,7 @@ class Limited:
                 "database_url": self.database_url,
                 "transport": "none",
                 "sender": mails.SENDER,
+                "concurrency": CONCURRENCY,
                 "mode": mode,
             },
         )

@@ -17,7 +17,7 @@ from bench.report import RESULTS
 
 DRIVERS = Path(__file__).with_name("drivers")
 READY_S_MAX = 30.0
-WORK_S_MAX = 120.0
+WORK_S_MAX = 300.0
 
 
 @dataclass
@@ -31,6 +31,11 @@ class Program:
 
     start_s: float
     _process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     def work(self) -> tuple[float, dict[str, Any]]:
         """
@@ -54,17 +59,24 @@ class Program:
         self._process.stdin.flush()
 
 
+def log_path(driver: str) -> Path:
+    """The log of the last run of a driver."""
+    return RESULTS / f"{driver}.log"
+
+
 @contextmanager
 def running(driver: str, settings: Mapping[str, object]) -> Iterator[Program]:
     """
     Start bench/drivers/<driver>.py with settings, and end it with the block.
 
-    Its log goes to bench/.results/<driver>.log: to write it is a part of the work.
+    Its log goes to log_path(driver), with those of others that run beside it.
+    To write it is a part of the work.
     """
     RESULTS.mkdir(exist_ok=True)
-    log_path = RESULTS / f"{driver}.log"
+    path = log_path(driver)
     began = time.monotonic()
-    with log_path.open("wb") as log:
+    with path.open("ab") as log:
+        log.truncate(0)
         process = subprocess.Popen(
             [sys.executable, str(DRIVERS / f"{driver}.py"), json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -75,7 +87,7 @@ def running(driver: str, settings: Mapping[str, object]) -> Iterator[Program]:
     with process:
         try:
             if _line_of(process, READY_S_MAX) != "ready\n":
-                raise RuntimeError(f"{driver} does not start: {log_path.read_text()[-2000:]}")
+                raise RuntimeError(f"{driver} does not start: {path.read_text()[-2000:]}")
             yield Program(time.monotonic() - began, process)
         finally:
             assert process.stdin is not None

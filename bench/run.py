@@ -18,9 +18,11 @@ NAMES = (
     "held_snapshot",
     "history",
     "limits",
+    "memory",
     "noop_drain",
     "smtp_client",
     "webhook_intake",
+    "workers",
 )
 
 

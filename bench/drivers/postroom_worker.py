@@ -1,8 +1,8 @@
 """
 postroom as a contender: one worker process, as `postroom worker --queues email` runs it.
 
-Settings (JSON, first argument): database_url, transport (`none` does nothing), sender, mode: `drain` does
-what is due when the word comes, `wait` works until its standard input ends.
+Settings (JSON, first argument): database_url, transport (`none` does nothing), sender, concurrency, mode:
+`drain` does what is due when the word comes, `wait` works until its standard input ends.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ async def main(settings: dict[str, Any]) -> None:
         database_url=settings["database_url"],
         transport="maildir:none" if settings["transport"] == "none" else settings["transport"],
         sender=settings["sender"],
+        concurrency=settings["concurrency"],
         log_format="json",
     )
     log.configure(room.settings.log_format, room.settings.log_level)
