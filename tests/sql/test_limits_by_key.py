@@ -28,7 +28,7 @@ BY_KEY: Sequence[tuple[str, str, dict[str, str], dict[str, str]]] = [
 async def begin(worker: Worker, *leases: Lease, routes: Sequence[str | None], again: bool = False) -> Any:
     """Begin some mails, each by the transport named; the states in the mails' order."""
     rows = await worker.session.fetch(
-        "SELECT * FROM postroom.begin_emails_v2($1, $2, $3, '{}', '{}', $4, $5)",
+        "SELECT * FROM postroom.begin_emails($1, $2, $3, '{}', '{}', $4, $5)",
         worker.id,
         [lease.id for lease in leases],
         [lease.lease_no for lease in leases],

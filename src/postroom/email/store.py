@@ -89,7 +89,7 @@ class EmailStore:
         One that was begun a moment ago by another route needs a slot of its new transport only.
         """
         rows = await self._database.fetch(
-            "SELECT id, state, waits_for, due_at FROM postroom.begin_emails_v2($1, $2, $3, $4, $5, $6, $7)",
+            "SELECT id, state, waits_for, due_at FROM postroom.begin_emails($1, $2, $3, $4, $5, $6, $7)",
             worker,
             *statements.leases(asked),
             *statements.leases(begun),

@@ -7,6 +7,9 @@
 -- of the queue is about: with statistics of a quieter hour the planner would walk that index for each of them.
 -- leased_by stands for the status there: it names a worker as long as that worker's lease is its own, not longer.
 --
+-- Claims, starts and settles take the plan for any value from the first call on (plan_cache_mode): the five plans before
+-- it, in each session and of each statement, were 5 of 60 us a mail in a drain of 10,000.
+--
 -- Whoever locks several rows locks them in the order of their ids, so that no two can wait for each other; or he passes
 -- over what is locked. Rows come before books (begin_emails: what it puts back it has not locked before), books in
 -- the order of their keys (lock_books), and the worker's own row is last.

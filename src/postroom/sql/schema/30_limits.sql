@@ -470,19 +470,25 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_global    postroom.limit_rule := postroom.limit_rule_of('email:global');
-    v_recipient postroom.limit_rule := postroom.limit_rule_of('email:recipient:');
-    v_keys      text[];
-    v_slots     integer[];
-    v_amounts   integer[];
-    v_spans     interval[];
-    v_count     integer;
+    v_rules   record;
+    v_keys    text[];
+    v_slots   integer[];
+    v_amounts integer[];
+    v_spans   interval[];
+    v_count   integer;
 BEGIN
-    IF EXISTS (
-        SELECT 1
-        FROM postroom.settings AS setting
-        WHERE setting.amount IS NOT NULL AND setting.key NOT IN ('email.limit.global', 'email.limit.recipient')
-    ) THEN
+    -- The whole table: it is one page.
+    SELECT
+        max(setting.amount) FILTER (WHERE setting.key = 'email.limit.global') AS global_amount,
+        max(setting.span) FILTER (WHERE setting.key = 'email.limit.global') AS global_span,
+        max(setting.amount) FILTER (WHERE setting.key = 'email.limit.recipient') AS amount,
+        max(setting.span) FILTER (WHERE setting.key = 'email.limit.recipient') AS span,
+        bool_or(setting.key NOT IN ('email.limit.global', 'email.limit.recipient')) AS has_further
+    INTO v_rules
+    FROM postroom.settings AS setting
+    WHERE setting.amount IS NOT NULL;
+
+    IF v_rules.has_further THEN
         SELECT array_agg(wanted.key), array_agg(wanted.slots), array_agg(wanted.amount), array_agg(wanted.span)
         INTO v_keys, v_slots, v_amounts, v_spans
         FROM (
@@ -491,7 +497,7 @@ BEGIN
             GROUP BY hold.key, hold.amount, hold.span
         ) AS wanted;
     ELSE
-        IF v_recipient.amount IS NOT NULL THEN
+        IF v_rules.amount IS NOT NULL THEN
             SELECT array_agg(wanted.key), array_agg(wanted.slots)
             INTO v_keys, v_slots
             FROM (
@@ -503,15 +509,15 @@ BEGIN
                 ) AS mail
                 GROUP BY mail.key
             ) AS wanted;
-            v_amounts := array_fill(v_recipient.amount, ARRAY[cardinality(v_keys)]);
-            v_spans := array_fill(v_recipient.span, ARRAY[cardinality(v_keys)]);
+            v_amounts := array_fill(v_rules.amount, ARRAY[cardinality(v_keys)]);
+            v_spans := array_fill(v_rules.span, ARRAY[cardinality(v_keys)]);
         END IF;
         v_count := cardinality(p_to_emails) - cardinality(array_positions(p_rerouted, true));
-        IF v_global.amount IS NOT NULL AND COALESCE(v_count, cardinality(p_to_emails)) > 0 THEN
+        IF v_rules.global_amount IS NOT NULL AND COALESCE(v_count, cardinality(p_to_emails)) > 0 THEN
             v_keys := v_keys || 'email:global'::text;
             v_slots := v_slots || COALESCE(v_count, cardinality(p_to_emails));
-            v_amounts := v_amounts || v_global.amount;
-            v_spans := v_spans || v_global.span;
+            v_amounts := v_amounts || v_rules.global_amount;
+            v_spans := v_spans || v_rules.global_span;
         END IF;
     END IF;
     IF v_keys IS NULL THEN

@@ -22,33 +22,23 @@ RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    v_free  integer;
-    v_ids   uuid[];
-    v_lease interval := postroom.lease_length();
+    v_free integer;
 BEGIN
     SELECT book.free INTO v_free FROM postroom.free_slots('email:global') AS book;
     IF v_free = 0 OR v_free + p_beyond <= 0 THEN
         RETURN;
     END IF;
-    v_ids := postroom.lease_emails(p_worker, LEAST(p_limit, v_free + p_beyond), v_lease, p_from, p_before);
-    IF v_ids IS NULL THEN
-        RETURN;
-    END IF;
-    PERFORM postroom.get_up(p_worker);
     RETURN QUERY
-    SELECT
-        email.id, email.lease_no, extract(EPOCH FROM v_lease)::double precision,
-        email.to_email, email.subject,
-        -- NULL: beyond what any mail server takes, and more than a worker should hold in memory.
-        CASE WHEN octet_length(email.html) + COALESCE(octet_length(email.text), 0) <= 52428800 THEN email.html END,
-        CASE WHEN octet_length(email.html) + octet_length(email.text) <= 52428800 THEN email.text END,
-        email.from_email, email.reply_to, email.headers,
-        email.created_at, COALESCE(email.attempts, 0), COALESCE(email.max_attempts, 6), email.email_type
-    FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
-    JOIN public.email_queue AS email ON email.id = claimed.id
-    ORDER BY claimed.place;
+    SELECT *
+    FROM postroom.lease_emails(
+        p_worker, LEAST(p_limit, v_free + p_beyond), postroom.lease_length(), p_from, p_before
+    );
+    IF FOUND THEN
+        PERFORM postroom.get_up(p_worker);
+    END IF;
 END;
 $$;
 
@@ -188,14 +178,6 @@ DECLARE
 BEGIN
     others := p_ids;
     planned := 0;
-    -- The usual case: nobody stands in a line.
-    IF NOT EXISTS (
-        SELECT 1 FROM public.email_queue AS waiting
-        WHERE waiting.status = 'pending' AND waiting.planned_under IS NOT NULL
-    ) THEN
-        RETURN;
-    END IF;
-
     SELECT
         array_agg(mail.id), array_agg(mail.to_email), array_agg(mail.from_email), array_agg(mail.email_type)
     INTO v_ids, v_to, v_from, v_types
@@ -298,11 +280,15 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
 END;
 $$;
 
--- lease_emails: takes the leases; NULL where nothing is due. A NULL worker is an old caller, who takes no slots.
-CREATE OR REPLACE FUNCTION postroom.lease_emails(
+-- lease_emails: takes the leases; no rows where nothing is due. A NULL worker is an old caller, who takes no slots.
+--
+-- Rows are locked and written in one subtransaction: rows that are locked by one and written by another take a
+-- multixact a claim, and whoever looks at them looks that up.
+DROP FUNCTION IF EXISTS postroom.lease_emails(uuid, integer, interval, text, timestamptz);
+CREATE FUNCTION postroom.lease_emails(
     p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz
 )
-RETURNS uuid[]
+RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
@@ -319,66 +305,76 @@ DECLARE
     v_lowest   integer;
     v_due      uuid[];
     v_crashed  uuid[];
-    v_leased   uuid[];
+    v_leased   integer := 0;
+    v_count    integer;
     v_id       uuid;
     v_looked   integer;
     v_planned  integer := 0;
     v_looks    integer := 1000;  -- how many may be planned in one call
+    v_singly   boolean := false; -- a row of this priority has refused
 BEGIN
     LOOP
-        EXIT WHEN cardinality(v_leased) >= p_limit;
+        EXIT WHEN v_leased >= p_limit;
         -- Where all that was looked at got a time or a lease, the same priority may have more.
-        IF v_planned = 0 THEN
+        IF v_planned = 0 AND NOT v_singly THEN
             v_step := clock_timestamp();
-        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
+            v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
             SELECT live.priority, live.first_at
             INTO v_priority, v_first
             FROM postroom.first_live_email(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
             v_took := v_took + (clock_timestamp() - v_step);
-        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
+            v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.email_queue'::regclass);
             v_lowest := v_priority;
             EXIT WHEN v_priority IS NULL;
             v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
         END IF;
         v_planned := 0;
 
-        SELECT
-            array_agg(due.id) FILTER (WHERE NOT due.crashed),
-            array_agg(due.id) FILTER (WHERE due.crashed)
-        INTO v_due, v_crashed
-        FROM postroom.lock_due_emails(
-            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, v_first - interval '1 second'
-        ) AS due;
-
-        IF v_crashed IS NOT NULL THEN
-            PERFORM postroom.settle_crashed_emails(v_crashed);
-        END IF;
-        CONTINUE WHEN v_due IS NULL;
-
-        -- A pass over what is due counts what it puts back: there all are leased.
-        IF p_worker IS NOT NULL AND p_before IS NULL THEN
-            v_looked := cardinality(v_due);
-            SELECT plan.others, plan.planned
-            INTO v_due, v_planned
-            FROM postroom.plan_due_emails(v_due, p_from) AS plan;
-            v_looks := v_looks - v_planned;
-            IF v_looks <= 0 OR v_planned + COALESCE(cardinality(v_due), 0) < v_looked THEN
-                v_planned := 0;
-            END IF;
-            CONTINUE WHEN v_due IS NULL;
-        END IF;
-
         BEGIN
-            PERFORM postroom.write_email_leases(p_worker, v_due, p_lease, p_from);
-            v_leased := v_leased || v_due;
+            SELECT
+                array_agg(due.id) FILTER (WHERE NOT due.crashed),
+                array_agg(due.id) FILTER (WHERE due.crashed)
+            INTO v_due, v_crashed
+            FROM postroom.lock_due_emails(
+                v_priority, p_limit - v_leased, p_before, v_first - interval '1 second'
+            ) AS due;
+
+            IF v_crashed IS NOT NULL THEN
+                PERFORM postroom.settle_crashed_emails(v_crashed);
+            END IF;
+
+            -- A pass over what is due counts what it puts back: there all are leased.
+            IF v_due IS NOT NULL AND p_worker IS NOT NULL AND p_before IS NULL AND EXISTS (
+                SELECT 1 FROM public.email_queue AS waiting
+                WHERE waiting.status = 'pending' AND waiting.planned_under IS NOT NULL
+            ) THEN
+                v_looked := cardinality(v_due);
+                SELECT plan.others, plan.planned
+                INTO v_due, v_planned
+                FROM postroom.plan_due_emails(v_due, p_from) AS plan;
+                v_looks := v_looks - v_planned;
+                IF v_looks <= 0 OR v_planned + COALESCE(cardinality(v_due), 0) < v_looked THEN
+                    v_planned := 0;
+                END IF;
+            END IF;
+
+            IF v_due IS NOT NULL AND NOT v_singly THEN
+                RETURN QUERY SELECT * FROM postroom.write_email_leases(p_worker, v_due, p_lease, p_from);
+                GET DIAGNOSTICS v_count = ROW_COUNT;
+                v_leased := v_leased + v_count;
+            END IF;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
-            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+            IF v_singly OR NOT postroom.is_the_rows_own(SQLSTATE) THEN
                 RAISE;
             END IF;
+            v_singly := true;
+            CONTINUE;
+        END;
+        IF v_singly AND v_due IS NOT NULL THEN
             FOREACH v_id IN ARRAY v_due LOOP
                 BEGIN
-                    PERFORM postroom.write_email_leases(p_worker, ARRAY[v_id], p_lease, p_from);
-                    v_leased := v_leased || v_id;
+                    RETURN QUERY SELECT * FROM postroom.write_email_leases(p_worker, ARRAY[v_id], p_lease, p_from);
+                    v_leased := v_leased + 1;
                 EXCEPTION WHEN OTHERS OR assert_failure THEN
                     IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
                         RAISE;
@@ -386,33 +382,52 @@ BEGIN
                     PERFORM postroom.set_aside('email', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
-        END;
+        END IF;
+        v_singly := false;
     END LOOP;
     PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
-    IF v_leased IS NULL AND postroom.look_again('email', v_look) THEN
-        RETURN postroom.lease_emails(p_worker, p_limit, p_lease, p_from, p_before);
+    IF v_leased = 0 AND postroom.look_again('email', v_look) THEN
+        RETURN QUERY SELECT * FROM postroom.lease_emails(p_worker, p_limit, p_lease, p_from, p_before);
     END IF;
-    RETURN v_leased;
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION postroom.write_email_leases(
+-- write_email_leases: leases some locked rows, and gives them back in the order of p_ids.
+DROP FUNCTION IF EXISTS postroom.write_email_leases(uuid, uuid[], interval, text);
+CREATE FUNCTION postroom.write_email_leases(
     p_worker uuid, p_ids uuid[], p_lease interval, p_from text
 )
-RETURNS void
+RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
 BEGIN
-    UPDATE public.email_queue
-    SET status = 'processing',
-        due_at = clock_timestamp() + p_lease,
-        lease_no = email_queue.lease_no + 1,
-        leased_by = p_worker,
-        from_email = COALESCE(NULLIF(email_queue.from_email, ''), p_from),
-        updated_at = clock_timestamp()
-    WHERE email_queue.id = ANY (p_ids);
+    RETURN QUERY
+    WITH leased AS (
+        UPDATE public.email_queue
+        SET status = 'processing',
+            due_at = clock_timestamp() + p_lease,
+            lease_no = email_queue.lease_no + 1,
+            leased_by = p_worker,
+            from_email = COALESCE(NULLIF(email_queue.from_email, ''), p_from),
+            updated_at = clock_timestamp()
+        FROM unnest(p_ids) WITH ORDINALITY AS due (id, place)
+        WHERE email_queue.id = due.id
+        RETURNING
+            due.place, email_queue.id, email_queue.lease_no, email_queue.to_email, email_queue.subject,
+            email_queue.html, email_queue.text, email_queue.from_email, email_queue.reply_to, email_queue.headers,
+            email_queue.created_at, email_queue.attempts, email_queue.max_attempts, email_queue.email_type
+    )
+    SELECT
+        leased.id, leased.lease_no, extract(EPOCH FROM p_lease)::double precision, leased.to_email, leased.subject,
+        -- NULL: beyond what any mail server takes, and more than a worker should hold in memory.
+        CASE WHEN octet_length(leased.html) + COALESCE(octet_length(leased.text), 0) <= 52428800 THEN leased.html END,
+        CASE WHEN octet_length(leased.html) + octet_length(leased.text) <= 52428800 THEN leased.text END,
+        leased.from_email, leased.reply_to, leased.headers, leased.created_at,
+        COALESCE(leased.attempts, 0), COALESCE(leased.max_attempts, 6), leased.email_type
+    FROM leased
+    ORDER BY leased.place;
 END;
 $$;
 
@@ -499,7 +514,7 @@ BEGIN
 END;
 $$;
 
--- begin_emails_v2: the last step before the transport is called. It takes the slots of the limits, writes
+-- begin_emails: the last step before the transport is called. It takes the slots of the limits, writes
 -- the start marks, and puts back the rows that must wait. Those that are no longer ours are not in the answer.
 --
 -- p_routes, p_rerouted: the transport that each is about to go out by; true where it was begun less than 250 ms
@@ -510,19 +525,22 @@ $$;
 --
 -- A lease with less than half its length left is extended first, so that nobody can take the row over
 -- between this look and the commit.
-CREATE OR REPLACE FUNCTION postroom.begin_emails_v2(
+DROP FUNCTION IF EXISTS postroom.begin_emails(uuid, uuid[], bigint[], uuid[], bigint[]);
+DROP FUNCTION IF EXISTS postroom.begin_emails_v2(uuid, uuid[], bigint[], uuid[], bigint[], text[], boolean[]);
+CREATE OR REPLACE FUNCTION postroom.begin_emails(
     p_worker          uuid,
     p_ids             uuid[],
     p_lease_nos       bigint[],
     p_begun           uuid[],
     p_begun_lease_nos bigint[],
-    p_routes          text[],
-    p_rerouted        boolean[]
+    p_routes          text[] DEFAULT NULL,
+    p_rerouted        boolean[] DEFAULT NULL
 )
 RETURNS SETOF postroom.begun_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_lease    interval := postroom.lease_length();
@@ -538,13 +556,27 @@ DECLARE
     v_rerouted boolean[];
     v_places   integer[];
     v_dues     timestamptz[];
+    v_is_short boolean;
 BEGIN
-    IF EXISTS (
-        SELECT 1
-        FROM unnest(p_ids) AS asked (id)
-        JOIN public.email_queue AS email ON email.id = asked.id
-        WHERE email.leased_by = p_worker AND email.due_at < clock_timestamp() + v_lease / 2
-    ) THEN
+    FOR v_look IN 1..2 LOOP
+        SELECT
+            array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
+            array_agg(ours.email_type), array_agg(ours.priority), array_agg(ours.waits_for),
+            array_agg(ours.planned_under), array_agg(ours.route), array_agg(ours.rerouted),
+            bool_or(ours.due_at < clock_timestamp() + v_lease / 2)
+        INTO v_ids, v_nos, v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted, v_is_short
+        FROM (
+            SELECT
+                email.id, email.lease_no, email.to_email, email.from_email, email.email_type, email.priority,
+                email.waits_for, email.planned_under, email.due_at, asked.route, asked.rerouted
+            FROM unnest(p_ids, p_lease_nos, p_routes, p_rerouted)
+                WITH ORDINALITY AS asked (id, lease_no, route, rerouted, place)
+            JOIN public.email_queue AS email ON email.id = asked.id
+            WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
+            ORDER BY asked.place
+        ) AS ours;
+        EXIT WHEN v_is_short IS NOT TRUE OR v_look = 2;
+
         -- All of them: some may have to be put back below, which must not wait for who waits for these.
         PERFORM 1
         FROM public.email_queue AS email
@@ -559,23 +591,7 @@ BEGIN
             AND email_queue.lease_no = asked.lease_no
             AND email_queue.leased_by = p_worker
             AND email_queue.due_at < clock_timestamp() + v_lease / 2;
-    END IF;
-
-    SELECT
-        array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
-        array_agg(ours.email_type), array_agg(ours.priority), array_agg(ours.waits_for),
-        array_agg(ours.planned_under), array_agg(ours.route), array_agg(ours.rerouted)
-    INTO v_ids, v_nos, v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted
-    FROM (
-        SELECT
-            email.id, email.lease_no, email.to_email, email.from_email, email.email_type, email.priority,
-            email.waits_for, email.planned_under, asked.route, asked.rerouted
-        FROM unnest(p_ids, p_lease_nos, p_routes, p_rerouted)
-            WITH ORDINALITY AS asked (id, lease_no, route, rerouted, place)
-        JOIN public.email_queue AS email ON email.id = asked.id
-        WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
-        ORDER BY asked.place
-    ) AS ours;
+    END LOOP;
 
     IF v_ids IS NOT NULL THEN
         SELECT
@@ -622,26 +638,6 @@ BEGIN
 
     PERFORM postroom.mark_begun(p_worker, p_begun || v_ids, p_begun_lease_nos || v_nos);
     RETURN QUERY SELECT begun.id, 'begun', NULL::text, NULL::timestamptz FROM unnest(v_ids) AS begun (id);
-END;
-$$;
-
--- begin_emails: the same for a worker of the release before, which does not say by which transport.
-CREATE OR REPLACE FUNCTION postroom.begin_emails(
-    p_worker          uuid,
-    p_ids             uuid[],
-    p_lease_nos       bigint[],
-    p_begun           uuid[],
-    p_begun_lease_nos bigint[]
-)
-RETURNS SETOF postroom.begun_row
-LANGUAGE plpgsql
-SET search_path = ''
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT * FROM postroom.begin_emails_v2(
-        p_worker, p_ids, p_lease_nos, p_begun, p_begun_lease_nos, NULL, NULL
-    );
 END;
 $$;
 
@@ -790,6 +786,7 @@ RETURNS SETOF postroom.settled_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
     RETURN QUERY

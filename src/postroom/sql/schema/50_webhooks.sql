@@ -12,26 +12,14 @@ RETURNS SETOF postroom.claimed_webhook
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
-DECLARE
-    v_lease interval := postroom.lease_length();
-    v_ids   uuid[] := postroom.lease_webhooks(p_worker, p_limit, v_lease, p_before, p_not_of);
 BEGIN
-    IF v_ids IS NULL THEN
-        RETURN;
-    END IF;
-    PERFORM postroom.get_up(p_worker);
     RETURN QUERY
-    SELECT
-        webhook.id, webhook.lease_no, extract(EPOCH FROM v_lease)::double precision,
-        webhook.webhook_type, webhook.webhook_event_id, webhook.event_type, webhook.payload, webhook.headers,
-        webhook.created_at, COALESCE(webhook.attempts, 0), COALESCE(webhook.max_attempts, 6), webhook.metadata,
-        webhook.handlers_done, webhook.handlers_stopped,
-        request.method, request.target, request.headers, request.body
-    FROM unnest(v_ids) WITH ORDINALITY AS claimed (id, place)
-    JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
-    LEFT JOIN postroom.webhook_requests AS request ON request.id = claimed.id
-    ORDER BY claimed.place;
+    SELECT * FROM postroom.lease_webhooks(p_worker, p_limit, postroom.lease_length(), p_before, p_not_of);
+    IF FOUND THEN
+        PERFORM postroom.get_up(p_worker);
+    END IF;
 END;
 $$;
 
@@ -248,11 +236,14 @@ BEGIN
 END;
 $$;
 
--- lease_webhooks: takes the leases; NULL where nothing is due. A NULL worker is an old caller.
-CREATE OR REPLACE FUNCTION postroom.lease_webhooks(
+-- lease_webhooks: takes the leases; no rows where nothing is due. A NULL worker is an old caller.
+--
+-- Rows are locked and written in one subtransaction, as lease_emails does it.
+DROP FUNCTION IF EXISTS postroom.lease_webhooks(uuid, integer, interval, timestamptz, text[]);
+CREATE FUNCTION postroom.lease_webhooks(
     p_worker uuid, p_limit integer, p_lease interval, p_before timestamptz, p_not_of text[]
 )
-RETURNS uuid[]
+RETURNS SETOF postroom.claimed_webhook
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
@@ -269,46 +260,56 @@ DECLARE
     v_lowest   integer;
     v_due      uuid[];
     v_crashed  uuid[];
-    v_leased   uuid[];
+    v_leased   integer := 0;
+    v_count    integer;
     v_id       uuid;
+    v_singly   boolean := false; -- a row of this priority has refused
 BEGIN
     LOOP
-        EXIT WHEN cardinality(v_leased) >= p_limit;
-        v_step := clock_timestamp();
-        v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
-        SELECT live.priority, live.first_at
-        INTO v_priority, v_first
-        FROM postroom.first_live_webhook(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
-        v_took := v_took + (clock_timestamp() - v_step);
-        v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
-        v_lowest := v_priority;
-        EXIT WHEN v_priority IS NULL;
-        v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
-
-        SELECT
-            array_agg(due.id) FILTER (WHERE NOT due.crashed),
-            array_agg(due.id) FILTER (WHERE due.crashed)
-        INTO v_due, v_crashed
-        FROM postroom.lock_due_webhooks(
-            v_priority, p_limit - COALESCE(cardinality(v_leased), 0), p_before, p_not_of, v_first - interval '1 second'
-        ) AS due;
-
-        IF v_crashed IS NOT NULL THEN
-            PERFORM postroom.settle_crashed_webhooks(v_crashed);
+        EXIT WHEN v_leased >= p_limit;
+        IF NOT v_singly THEN
+            v_step := clock_timestamp();
+            v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
+            SELECT live.priority, live.first_at
+            INTO v_priority, v_first
+            FROM postroom.first_live_webhook(COALESCE(v_lowest, 2147483648), v_look, v_step) AS live;
+            v_took := v_took + (clock_timestamp() - v_step);
+            v_pages := v_pages + pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);
+            v_lowest := v_priority;
+            EXIT WHEN v_priority IS NULL;
+            v_floors := postroom.add_floor(v_floors, v_priority, v_first, v_began);
         END IF;
-        CONTINUE WHEN v_due IS NULL;
 
         BEGIN
-            PERFORM postroom.write_webhook_leases(p_worker, v_due, p_lease);
-            v_leased := v_leased || v_due;
+            SELECT
+                array_agg(due.id) FILTER (WHERE NOT due.crashed),
+                array_agg(due.id) FILTER (WHERE due.crashed)
+            INTO v_due, v_crashed
+            FROM postroom.lock_due_webhooks(
+                v_priority, p_limit - v_leased, p_before, p_not_of, v_first - interval '1 second'
+            ) AS due;
+
+            IF v_crashed IS NOT NULL THEN
+                PERFORM postroom.settle_crashed_webhooks(v_crashed);
+            END IF;
+
+            IF v_due IS NOT NULL AND NOT v_singly THEN
+                RETURN QUERY SELECT * FROM postroom.write_webhook_leases(p_worker, v_due, p_lease);
+                GET DIAGNOSTICS v_count = ROW_COUNT;
+                v_leased := v_leased + v_count;
+            END IF;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
-            IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+            IF v_singly OR NOT postroom.is_the_rows_own(SQLSTATE) THEN
                 RAISE;
             END IF;
+            v_singly := true;
+            CONTINUE;
+        END;
+        IF v_singly AND v_due IS NOT NULL THEN
             FOREACH v_id IN ARRAY v_due LOOP
                 BEGIN
-                    PERFORM postroom.write_webhook_leases(p_worker, ARRAY[v_id], p_lease);
-                    v_leased := v_leased || v_id;
+                    RETURN QUERY SELECT * FROM postroom.write_webhook_leases(p_worker, ARRAY[v_id], p_lease);
+                    v_leased := v_leased + 1;
                 EXCEPTION WHEN OTHERS OR assert_failure THEN
                     IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
                         RAISE;
@@ -316,30 +317,50 @@ BEGIN
                     PERFORM postroom.set_aside('webhook', v_id, SQLERRM, NULL, NULL, NULL);
                 END;
             END LOOP;
-        END;
+        END IF;
+        v_singly := false;
     END LOOP;
     PERFORM postroom.keep_look('webhook', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
-    IF v_leased IS NULL AND postroom.look_again('webhook', v_look) THEN
-        RETURN postroom.lease_webhooks(p_worker, p_limit, p_lease, p_before, p_not_of);
+    IF v_leased = 0 AND postroom.look_again('webhook', v_look) THEN
+        RETURN QUERY SELECT * FROM postroom.lease_webhooks(p_worker, p_limit, p_lease, p_before, p_not_of);
     END IF;
-    RETURN v_leased;
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION postroom.write_webhook_leases(p_worker uuid, p_ids uuid[], p_lease interval)
-RETURNS void
+-- write_webhook_leases: leases some locked rows, and gives them back in the order of p_ids.
+DROP FUNCTION IF EXISTS postroom.write_webhook_leases(uuid, uuid[], interval);
+CREATE FUNCTION postroom.write_webhook_leases(p_worker uuid, p_ids uuid[], p_lease interval)
+RETURNS SETOF postroom.claimed_webhook
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
 AS $$
 BEGIN
-    UPDATE public.webhook_retry_queue
-    SET status = 'processing',
-        due_at = clock_timestamp() + p_lease,
-        lease_no = webhook_retry_queue.lease_no + 1,
-        leased_by = p_worker,
-        updated_at = clock_timestamp()
-    WHERE webhook_retry_queue.id = ANY (p_ids);
+    RETURN QUERY
+    WITH leased AS (
+        UPDATE public.webhook_retry_queue
+        SET status = 'processing',
+            due_at = clock_timestamp() + p_lease,
+            lease_no = webhook_retry_queue.lease_no + 1,
+            leased_by = p_worker,
+            updated_at = clock_timestamp()
+        FROM unnest(p_ids) WITH ORDINALITY AS due (id, place)
+        WHERE webhook_retry_queue.id = due.id
+        RETURNING
+            due.place, webhook_retry_queue.id, webhook_retry_queue.lease_no, webhook_retry_queue.webhook_type,
+            webhook_retry_queue.webhook_event_id, webhook_retry_queue.event_type, webhook_retry_queue.payload,
+            webhook_retry_queue.headers, webhook_retry_queue.created_at, webhook_retry_queue.attempts,
+            webhook_retry_queue.max_attempts, webhook_retry_queue.metadata, webhook_retry_queue.handlers_done,
+            webhook_retry_queue.handlers_stopped
+    )
+    SELECT
+        leased.id, leased.lease_no, extract(EPOCH FROM p_lease)::double precision, leased.webhook_type,
+        leased.webhook_event_id, leased.event_type, leased.payload, leased.headers, leased.created_at,
+        COALESCE(leased.attempts, 0), COALESCE(leased.max_attempts, 6), leased.metadata, leased.handlers_done,
+        leased.handlers_stopped, request.method, request.target, request.headers, request.body
+    FROM leased
+    LEFT JOIN postroom.webhook_requests AS request ON request.id = leased.id
+    ORDER BY leased.place;
 END;
 $$;
 
@@ -423,27 +444,33 @@ RETURNS SETOF postroom.begun_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    v_lease interval := postroom.lease_length();
-    v_begun uuid[];
-    v_nos   bigint[];
+    v_lease    interval := postroom.lease_length();
+    v_begun    uuid[];
+    v_nos      bigint[];
+    v_is_short boolean;
 BEGIN
-    UPDATE public.webhook_retry_queue
-    SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-    FROM (
-        SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
-    ) AS asked
-    WHERE webhook_retry_queue.id = asked.id
-        AND webhook_retry_queue.lease_no = asked.lease_no
-        AND webhook_retry_queue.leased_by = p_worker
-        AND webhook_retry_queue.due_at < clock_timestamp() + v_lease / 2;
+    FOR v_look IN 1..2 LOOP
+        SELECT
+            array_agg(asked.id), array_agg(asked.lease_no), bool_or(webhook.due_at < clock_timestamp() + v_lease / 2)
+        INTO v_begun, v_nos, v_is_short
+        FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
+        JOIN public.webhook_retry_queue AS webhook ON webhook.id = asked.id
+        WHERE webhook.lease_no = asked.lease_no AND webhook.leased_by = p_worker;
+        EXIT WHEN v_is_short IS NOT TRUE OR v_look = 2;
 
-    SELECT array_agg(asked.id), array_agg(asked.lease_no)
-    INTO v_begun, v_nos
-    FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
-    JOIN public.webhook_retry_queue AS webhook ON webhook.id = asked.id
-    WHERE webhook.lease_no = asked.lease_no AND webhook.leased_by = p_worker;
+        UPDATE public.webhook_retry_queue
+        SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+        FROM (
+            SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
+        ) AS asked
+        WHERE webhook_retry_queue.id = asked.id
+            AND webhook_retry_queue.lease_no = asked.lease_no
+            AND webhook_retry_queue.leased_by = p_worker
+            AND webhook_retry_queue.due_at < clock_timestamp() + v_lease / 2;
+    END LOOP;
 
     PERFORM postroom.mark_begun(p_worker, p_begun || v_begun, p_begun_lease_nos || v_nos);
     RETURN QUERY SELECT begun.id, 'begun', NULL::text, NULL::timestamptz FROM unnest(v_begun) AS begun (id);
@@ -486,6 +513,7 @@ RETURNS SETOF postroom.settled_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
     RETURN QUERY

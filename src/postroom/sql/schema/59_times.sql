@@ -81,15 +81,15 @@ BEGIN
 END;
 $$;
 
--- elapsed_ms: milliseconds since a moment, 0 where it is to come, 24 days at most; whatever an old caller has written
--- there. Not by CASE: where a moment is known to the planner, it works out the arms that are not taken, too, and fails.
+-- elapsed_ms: milliseconds since a moment, 0 where it is to come, 24 days at most (in hours: for days the time zone is
+-- asked); whatever an old caller has written there. Not by CASE: where a moment is known to the planner, it works out the arms that are not taken, too, and fails.
 CREATE OR REPLACE FUNCTION postroom.elapsed_ms(p_since timestamptz, p_now timestamptz)
 RETURNS integer
 LANGUAGE sql
 STABLE
 AS $$
     SELECT (
-        date_part('epoch', p_now - GREATEST(LEAST(p_since, p_now), p_now - interval '24 days')) * 1000
+        date_part('epoch', p_now - GREATEST(LEAST(p_since, p_now), p_now - interval '576 hours')) * 1000
     )::integer;
 $$;
 

@@ -79,9 +79,12 @@ AS $$
     SELECT
         email.id, email.to_email, email.subject, email.html, email.from_email, email.reply_to,
         email.attempts, email.max_attempts, email.email_type, email.metadata
-    FROM unnest(
-        postroom.lease_emails(NULL, GREATEST(get_email_queue_batch.batch_size, 0), interval '15 minutes', NULL, NULL)
-    ) WITH ORDINALITY AS claimed (id, place)
+    FROM postroom.lease_emails(
+        NULL, GREATEST(get_email_queue_batch.batch_size, 0), interval '15 minutes', NULL, NULL
+    ) WITH ORDINALITY AS claimed (
+        id, lease_no, lease_s, to_email, subject, html, text, from_email, reply_to, headers, created_at, attempts,
+        max_attempts, email_type, place
+    )
     JOIN public.email_queue AS email ON email.id = claimed.id
     ORDER BY claimed.place;
 $$;
@@ -161,9 +164,12 @@ AS $$
     SELECT
         webhook.id, webhook.webhook_type, webhook.webhook_event_id, webhook.payload, webhook.headers,
         webhook.attempts, webhook.max_attempts, webhook.metadata
-    FROM unnest(
-        postroom.lease_webhooks(NULL, GREATEST(get_webhook_retry_batch.batch_size, 0), interval '15 minutes', NULL, '{}')
-    ) WITH ORDINALITY AS claimed (id, place)
+    FROM postroom.lease_webhooks(
+        NULL, GREATEST(get_webhook_retry_batch.batch_size, 0), interval '15 minutes', NULL, '{}'
+    ) WITH ORDINALITY AS claimed (
+        id, lease_no, lease_s, webhook_type, webhook_event_id, event_type, payload, headers, created_at, attempts,
+        max_attempts, metadata, handlers_done, handlers_stopped, method, target, raw_headers, body, place
+    )
     JOIN public.webhook_retry_queue AS webhook ON webhook.id = claimed.id
     ORDER BY claimed.place;
 $$;
