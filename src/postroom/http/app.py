@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from postroom.dashboard.routes import ROUTES as DASHBOARD
+from postroom.dashboard.site import Site
 from postroom.http import alerts, emails, health, metrics, webhooks
 from postroom.http.answers import HANDLERS
 from postroom.http.cors import Cors
@@ -44,11 +46,19 @@ def app(room: Room) -> Starlette:
         middleware.insert(0, Middleware(TracedDoor, telemetry=room.telemetry, sources=sources))
     made = Starlette(
         # They are tried in this order: providers come in crowds.
-        routes=[*webhooks.ROUTES, *emails.ROUTES, *alerts.ROUTES, *health.ROUTES, *metrics.ROUTES],
+        routes=[
+            *webhooks.ROUTES,
+            *emails.ROUTES,
+            *alerts.ROUTES,
+            *health.ROUTES,
+            *metrics.ROUTES,
+            *DASHBOARD,
+        ],
         middleware=middleware,
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
     made.router.redirect_slashes = False
     made.state.doors = doors
+    made.state.site = Site(room, doors.keyring)
     return made

@@ -90,6 +90,19 @@ class Keyring:
             return
         raise _unauthorized(problem)
 
+    async def hash_of(self, key: str) -> bytes | None:
+        """The SHA-256 of a service key; None where it is none of ours."""
+        digest = _hash(key.encode())
+        own = await self.own_hash()
+        good = (own is not None and hmac.compare_digest(digest, own)) or await self._is_stored(digest)
+        return digest if good else None
+
+    async def hashes(self) -> list[bytes]:
+        """The SHA-256 of each service key that is good, as of the last few seconds."""
+        own = await self.own_hash()
+        await self._is_stored(b"")  # brings them up to date
+        return [*([own] if own is not None else []), *self._stored]
+
     async def _is_stored(self, digest: bytes) -> bool:
         if digest in self._stored and monotonic() - self._stored_at < STORED_KEYS_GOOD_S:
             return True

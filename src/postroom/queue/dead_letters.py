@@ -19,6 +19,9 @@ REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale"
 """Why postroom gives a row up; what an old caller gave up has none of them."""
 
 BATCH_ROWS = 500
+GROUPED_MAX = 10_000
+"""Dead letters of a queue beyond this many, the older ones, are not grouped."""
+
 _DEADLINE_S = 60.0
 
 
@@ -87,6 +90,76 @@ async def list_dead_letters(
         found += [_dead_letter(queue, row) for row in rows]
     found.sort(key=lambda letter: letter.failed_at.timestamp() if letter.failed_at else 0, reverse=True)
     return found[:limit], total
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """
+    Dead letters with one reason.
+
+    Attributes:
+        reason: One of REASONS; None where an old caller gave them up.
+        count: Of the newest GROUPED_MAX of its queue.
+        newest_at: When the last of them died.
+        errors: The last errors that are most frequent among them, with how often each is there.
+    """
+
+    queue: str
+    reason: str | None
+    count: int
+    newest_at: datetime | None
+    errors: list[tuple[str, int]]
+
+
+async def group_dead_letters(database: Database, queues: Sequence[QueueTable]) -> list[Group]:
+    """
+    The newest dead letters of each queue by reason, the largest group first.
+
+    Errors that differ in numbers and ids alone are one.
+    """
+    groups: list[Group] = []
+    for queue in queues:
+        rows = await database.fetch(
+            f"""
+            SELECT
+                same.dead_reason AS reason, sum(same.count)::integer AS count,
+                max(same.newest_at) AS newest_at,
+                (array_agg(same.error ORDER BY same.count DESC))[:3] AS errors,
+                (array_agg(same.count ORDER BY same.count DESC))[:3] AS counts
+            FROM (
+                SELECT
+                    letter.dead_reason,
+                    regexp_replace(
+                        left(letter.last_error, 200), '[0-9a-f]{{8}}-[0-9a-f-]{{27}}|[0-9]{{3,}}', '…', 'g'
+                    ) AS error,
+                    count(*)::integer AS count,
+                    max(letter.failed_at) FILTER (WHERE isfinite(letter.failed_at)) AS newest_at
+                FROM (
+                    SELECT item.dead_reason, item.last_error, item.failed_at
+                    FROM {queue.table} AS item
+                    WHERE item.status = 'dead_letter'
+                    ORDER BY item.failed_at DESC
+                    LIMIT $1
+                ) AS letter
+                GROUP BY 1, 2
+            ) AS same
+            GROUP BY 1
+            ORDER BY 2 DESC
+            """,  # noqa: S608 - names of ours
+            GROUPED_MAX,
+            deadline_s=_DEADLINE_S,
+        )
+        groups += [
+            Group(
+                queue.name,
+                row["reason"],
+                row["count"],
+                row["newest_at"],
+                [(error or "", count) for error, count in zip(row["errors"], row["counts"], strict=True)],
+            )
+            for row in rows
+        ]
+    return sorted(groups, key=lambda group: -group.count)
 
 
 async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[str, Any] | None:

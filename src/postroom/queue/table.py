@@ -15,6 +15,8 @@ class QueueTable:
         table: The public table.
         noun: What people call a row, such as `e-mail`.
         about: The columns that tell a person what a row is about.
+        listed: The columns of a list of rows.
+        searched: Those of them, and of every queue's, that a text is looked for in.
         hidden: The columns that hold its body.
         done: The status of a row that has succeeded.
         done_at: When it did.
@@ -28,6 +30,8 @@ class QueueTable:
     table: str
     noun: str
     about: tuple[str, ...]
+    listed: tuple[str, ...]
+    searched: tuple[str, ...]
     hidden: tuple[str, ...]
     done: str
     done_at: str

@@ -205,3 +205,38 @@ _PARTS = """
     WHERE one.minute >= $1 AND one.outcome <> 'waits' AND one.queue = ANY ($4::text[])
     GROUP BY 1
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What ended in a minute, in one queue."""
+
+    at: datetime
+    queue: str
+    done: int
+    failed: int
+
+
+async def read_minutes(database: Database, minutes: int) -> list[Minute]:
+    """
+    The last whole minutes and the present one, oldest first; a minute in which nothing ended is left out.
+
+    Raises:
+        DatabaseUnavailable: No answer in time.
+    """
+    await merge_tallies(database)
+    rows = await database.fetch(_MINUTES, minutes, deadline_s=READ_DEADLINE_S)
+    return [Minute(**row) for row in rows]
+
+
+_MINUTES = """
+    SELECT
+        one.minute AS at, one.queue,
+        COALESCE(sum(one.attempts) FILTER (WHERE ended.well), 0)::integer AS done,
+        COALESCE(sum(one.attempts) FILTER (WHERE NOT ended.well), 0)::integer AS failed
+    FROM postroom.processing_minutes AS one
+    CROSS JOIN LATERAL (SELECT one.status IN ('sent', 'processed') AS well) AS ended
+    WHERE one.minute > clock_timestamp() - make_interval(mins => $1) AND one.outcome <> 'waits'
+    GROUP BY one.minute, one.queue
+    ORDER BY one.minute, one.queue
+"""

@@ -1,0 +1,1 @@
+"""The dashboard: what a person sees of both queues, and mends, in a browser."""

@@ -1,0 +1,27 @@
+"""The dashboard's pages and their addresses."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from postroom.dashboard.assets import asset
+from postroom.dashboard.dead_letters import dead_letters, decide_letters
+from postroom.dashboard.login import login, logout
+from postroom.dashboard.messages import mail, message, messages
+from postroom.dashboard.operations import cron, settings
+from postroom.dashboard.overview import overview
+from postroom.dashboard.site import ROOT
+
+ROUTES = [
+    Route(ROOT, overview),
+    Route(f"{ROOT}/login", login, methods=["GET", "POST"]),
+    Route(f"{ROOT}/logout", logout, methods=["POST"]),
+    Route(f"{ROOT}/static/{{name}}", asset),
+    Route(f"{ROOT}/dead-letters", dead_letters),
+    Route(f"{ROOT}/dead-letters/decide", decide_letters, methods=["POST"]),
+    Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
+    Route(f"{ROOT}/cron", cron),
+    Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
+    Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
+    Route(f"{ROOT}/{{kind}}", messages),
+]
