@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import asyncpg
 import orjson
 
 from postroom.database.connect import Database
@@ -79,34 +80,41 @@ async def list_rows(
     scan = SCAN_ROWS[0] if text else limit + 1
     ends = monotonic() + LOOK_S
     parts = _parts(state, queue)
+    if place.part not in range(len(parts)):
+        raise InvalidCursor(cursor)
     for number in range(place.part, len(parts)):
         part = parts[number]
         key = place.key if number == place.part else None
         beyond = list(part.beyond if key else ("true",))
         while beyond:
-            found = await database.fetch(
-                _sql(queue, part, beyond[0], searched=bool(text)),
-                scan,
-                key or [],
-                *([_pattern(text)] if text else []),
-                deadline_s=_DEADLINE_S,
-            )
+            sql = _sql(queue, part, beyond[0], searched=bool(text))
+            found = await _fetch(database, sql, scan, key or [], *([_pattern(text)] if text else []))
             hits = [dict(row) for row in found if row["hit"]]
             wanted = limit - len(rows)
-            rows += hits[:wanted]
             if len(hits) > wanted:
-                return Listing(rows, _write_cursor(number, rows[-1]["key"]), looked_through, rows[-1]["at"])
-            scanned = found[-1]["scanned"] if found else 0
+                rows += hits[:wanted]
+                key = rows[-1]["key"] if wanted else key
+                return Listing(rows, _write_cursor(number, key or []), looked_through, looked_back_to)
+            rows += hits
+            scanned = 0
+            if found:
+                scanned, key, looked_back_to = (found[-1][name] for name in ("scanned", "key", "at"))
             looked_through += scanned
             if scanned < scan:
                 beyond.pop(0)
                 continue
-            key, looked_back_to = found[-1]["key"], found[-1]["at"]
             if monotonic() > ends:
-                return Listing(rows, _write_cursor(number, key), looked_through, looked_back_to)
+                return Listing(rows, _write_cursor(number, key or []), looked_through, looked_back_to)
             beyond = list(part.beyond)
             scan = min(scan * 3, SCAN_ROWS[1])
     return Listing(rows, None, looked_through, looked_back_to)
+
+
+async def _fetch(database: Database, sql: str, *values: object) -> list[Any]:
+    try:
+        return await database.fetch(sql, *values, deadline_s=_DEADLINE_S)
+    except asyncpg.DataError as error:
+        raise InvalidCursor(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,6 @@ def _read_cursor(cursor: str | None) -> _Place:
         part, *key = orjson.loads(cursor)
     except (orjson.JSONDecodeError, ValueError, TypeError):
         raise InvalidCursor(cursor) from None
-    if not isinstance(part, int) or not all(isinstance(each, str) for each in key) or not 1 <= len(key) <= 3:
+    if not isinstance(part, int) or not all(isinstance(each, str) for each in key) or len(key) > 3:
         raise InvalidCursor(cursor)
     return _Place(part, key)
