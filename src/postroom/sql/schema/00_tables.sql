@@ -89,6 +89,15 @@ CREATE INDEX postroom_email_dead_letter
     ON public.email_queue (failed_at)
     WHERE status = 'dead_letter';
 
+-- Lists of what has ended, newest first. A row enters one of them once, when it ends.
+CREATE INDEX postroom_email_sent
+    ON public.email_queue (sent_at)
+    WHERE status = 'sent';
+
+CREATE INDEX postroom_email_failed
+    ON public.email_queue (failed_at)
+    WHERE status = 'failed';
+
 ALTER TABLE public.email_queue ENABLE ROW LEVEL SECURITY;
 
 -- Incoming webhooks: one row is one event, whoever sent it. Columns that email_queue has too mean the same.
@@ -145,6 +154,15 @@ CREATE INDEX postroom_webhook_due
 CREATE INDEX postroom_webhook_dead_letter
     ON public.webhook_retry_queue (failed_at)
     WHERE status = 'dead_letter';
+
+-- Lists of what has ended, newest first.
+CREATE INDEX postroom_webhook_processed
+    ON public.webhook_retry_queue (processed_at)
+    WHERE status = 'processed';
+
+CREATE INDEX postroom_webhook_failed
+    ON public.webhook_retry_queue (failed_at)
+    WHERE status = 'failed';
 
 -- The claim of an event in a lane: whether one stands before it.
 CREATE INDEX postroom_webhook_lane
