@@ -424,20 +424,29 @@ BEGIN
                         GREATEST(v_at, counter.taken_at[cardinality(counter.taken_at)]) AS at,
                         EXCLUDED.window_end - EXCLUDED.window_start AS book_window
                 ) AS wide
+                OFFSET 0
             ) AS span
+            OFFSET 0  -- each is worked out once; else the planner writes it out wherever it is used
         ) AS live
     )
     -- The first tests are cheap: a line (of those of no priority), the book of a hand-made limiter, a clock that was set back.
     WHERE counter.planned <= counter.taken_total
         AND (cardinality(counter.taken_at) = 0 OR counter.taken_at[cardinality(counter.taken_at)] < v_at + interval '1 second')
-        AND EXCLUDED.count + (
-            SELECT COALESCE(sum(entry.slots), 0)
-            FROM unnest(counter.taken[width_bucket(
-                GREATEST(v_at, counter.taken_at[cardinality(counter.taken_at)])
-                - (EXCLUDED.window_end - EXCLUDED.window_start),
-                counter.taken_at
-            ) + 1:]) AS entry (slots)
-        ) <= p_amounts[array_position(p_keys, counter.key)];
+        AND (
+            -- The usual book of a recipient, whether or not its one entry still counts.
+            (
+                cardinality(counter.taken) = 1
+                AND EXCLUDED.count + counter.taken[1] <= p_amounts[array_position(p_keys, counter.key)]
+            )
+            OR EXCLUDED.count + (
+                SELECT COALESCE(sum(entry.slots), 0)
+                FROM unnest(counter.taken[width_bucket(
+                    GREATEST(v_at, counter.taken_at[cardinality(counter.taken_at)])
+                    - (EXCLUDED.window_end - EXCLUDED.window_start),
+                    counter.taken_at
+                ) + 1:]) AS entry (slots)
+            ) <= p_amounts[array_position(p_keys, counter.key)]
+        );
     GET DIAGNOSTICS v_taken = ROW_COUNT;
     IF v_taken < cardinality(p_keys) THEN
         RAISE EXCEPTION USING ERRCODE = 'PR001', MESSAGE = 'a limit is reached';
