@@ -13,16 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-import asyncpg
-
-from bench import mails
 from bench.contenders import Postroom
+from bench.old_mails import make_old_mails, queue_mails
 from bench.report import Result, spread, versions
-from bench.servers import Sink, create_database, execute, running_postgres, server_version
+from bench.servers import Sink, create_database, running_postgres, server_version
 from postroom.database.migrate import migrate
 
 QUESTION = "a full queue through SMTP, /metrics and status, with many settled mails beside it and with none"
-ROWS_A_STATEMENT = 500_000
 SCRAPES, SCRAPE_AGAIN_S = 7, 1.2
 """A scrape is answered from memory where the one before is younger than a second."""
 
@@ -48,14 +45,14 @@ async def _run(history: int, count: int, rounds: int) -> Result:
             f"{history:,} settled mails": await _house(server_url, "full", sink),
         }
         began = time.monotonic()
-        await _settle_many(list(houses.values())[1].database_url, history)
+        await make_old_mails(list(houses.values())[1].database_url, history)
         fill_s = time.monotonic() - began
         rates: dict[str, list[float]] = {name: [] for name in houses}
         scrapes: dict[str, list[float]] = {name: [] for name in houses}
         status_s: dict[str, float] = {}
         for turn in range(rounds):
             for name, house in list(houses.items())[:: 1 if turn % 2 else -1]:
-                await _queue(house, count)
+                await queue_mails(house.database_url, house.insert, count)
                 if turn == 0:
                     scrapes[name] = await asyncio.to_thread(_scrapes_ms, house.database_url)
                     status_s[name] = await asyncio.to_thread(_status_s, house.database_url)
@@ -90,53 +87,6 @@ async def _house(server_url: str, name: str, sink: Sink) -> Postroom:
     house = Postroom(url, sink, "off")
     await house.empty()
     return house
-
-
-async def _settle_many(url: str, count: int) -> None:
-    """Rows as a sent mail leaves them, with our triggers off and the primary key made at the end."""
-    await execute(
-        url,
-        "ALTER TABLE email_queue DISABLE TRIGGER USER",
-        "ALTER TABLE email_queue DROP CONSTRAINT email_queue_pkey",
-    )
-    for first in range(0, count, ROWS_A_STATEMENT):
-        await execute(
-            url,
-            f"""
-            INSERT INTO email_queue (
-                to_email, subject, html, from_email, status, due_at, attempts, lease_no,
-                created_at, updated_at, sent_at
-            )
-            SELECT
-                'customer' || n % 100000 || '@example.com', 'Order ' || n, '<p>Thank you.</p>',
-                'shop@example.com', 'sent', NULL, 1, 1, at.moment, at.moment, at.moment
-            FROM generate_series({first + 1}, {min(first + ROWS_A_STATEMENT, count)}) AS n
-            CROSS JOIN LATERAL (SELECT now() - ({count} - n) * interval '0.2 seconds' AS moment) AS at
-            """,
-        )
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute("ALTER TABLE email_queue ADD PRIMARY KEY (id)", timeout=300)
-        await connection.execute("ALTER TABLE email_queue ENABLE TRIGGER USER")
-        await connection.execute("VACUUM ANALYZE email_queue", timeout=300)
-        await connection.execute("CHECKPOINT", timeout=300)
-    finally:
-        await connection.close()
-
-
-async def _queue(house: Postroom, count: int) -> None:
-    connection = await asyncpg.connect(house.database_url)
-    try:
-        await connection.executemany(
-            house.insert,
-            [
-                (mails.recipient(number, count), mails.subject(number), mails.html())
-                for number in range(count)
-            ],
-        )
-        await connection.execute("CHECKPOINT", timeout=300)
-    finally:
-        await connection.close()
 
 
 async def _drain(house: Postroom, count: int) -> float:
