@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from time import monotonic
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from postroom import Room
 from postroom.errors import PermanentFailure
-from postroom.http import app, exposition
+from postroom.http import app
 from postroom.http.server import serve
 from postroom.metric_names import METRICS
 from tests.http.conftest import Served, serving, settings_of
 from tests.http.test_webhooks import SECRET, by_stripe, post
 from tests.support.postgres import free_port
+from tests.support.waiting import until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -37,7 +39,7 @@ def parsed(text: str) -> Samples:
 
 async def scrape(served: Served) -> Samples:
     """What /metrics says now."""
-    served.doors.exposition._looked_at = -exposition.GOOD_S  # what was found a moment ago would be the answer
+    served.doors.exposition._good_until = 0.0  # what was found a moment ago would be the answer
     answer = await served.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -240,6 +242,22 @@ async def test_many_scrapes_are_one_look(served: Served) -> None:
         await served.send(use_queue=True)
         answers.append(await probe.get("/metrics"))
     assert len({answer.text for answer in answers}) <= 3
+
+
+async def test_a_scrape_that_took_long_is_the_answer_for_longer(served: Served) -> None:
+    """Twenty times as long: a twentieth of the time at most goes into scrapes, whatever makes them slow."""
+    await scrape(served)
+    async with served.room.database.transaction() as holder:
+        await holder.execute("LOCK TABLE postroom.refused_rows")
+        slow = asyncio.create_task(scrape(served))
+
+        async def waits() -> bool:
+            return bool(await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await until(waits)
+        await asyncio.sleep(0.3)
+    assert of(await slow, "postroom_database_up") == 1
+    assert served.doors.exposition._good_until - monotonic() > 3
 
 
 async def test_attempts_and_their_times_are_those_of_all_processes(served: Served) -> None:

@@ -281,6 +281,7 @@ CREATE OR REPLACE FUNCTION postroom.free_slots(p_key text, OUT free integer, OUT
 LANGUAGE plpgsql
 STABLE
 SET search_path = ''
+SET enable_seqscan = off
 AS $$
 DECLARE
     v_rule   postroom.limit_rule := postroom.limit_rule_of(p_key);
@@ -292,11 +293,15 @@ BEGIN
         RETURN;
     END IF;
     v_window := postroom.book_window(v_rule.span);
+    -- From the end of a range: while somebody holds an old snapshot a book has thousands of dead versions, the oldest
+    -- first. Read from the front, those of 25,000 batches took 1.8 ms a claim, in place of 0.1.
     SELECT counter.taken_at, counter.taken
     INTO v_book
     FROM public.rate_limit_counters AS counter
-    WHERE counter.key = p_key AND counter.taken_at IS NOT NULL;
-    IF NOT FOUND THEN
+    WHERE counter.key >= p_key AND counter.key <= p_key
+    ORDER BY counter.key DESC
+    LIMIT 1;
+    IF v_book.taken_at IS NULL THEN
         free := v_rule.amount;
         RETURN;
     END IF;
