@@ -163,8 +163,9 @@ DECLARE
     v_from   numeric := extract(EPOCH FROM p_began) - 1;
     v_old    jsonb;
 BEGIN
-    -- Pages and not time, which is long on a busy machine for no reason. 2,000 take a millisecond or two.
-    IF p_pages < (CASE WHEN p_look IS NULL THEN 2000 ELSE 1000 END) THEN
+    -- Pages and not time, which is long on a busy machine for no reason. 2,000 take a millisecond or two; where a floor is
+    -- known, it moves on before the dead entries above it cost a claim of 80 a tenth of its time.
+    IF p_pages < (CASE WHEN p_look IS NULL THEN 2000 ELSE 200 END) THEN
         IF p_look IS NULL AND current_setting(v_name, true) <> '' THEN
             PERFORM set_config(v_name, '', false);
         END IF;

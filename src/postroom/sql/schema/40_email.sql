@@ -336,7 +336,7 @@ BEGIN
                 array_agg(due.id) FILTER (WHERE due.crashed)
             INTO v_due, v_crashed
             FROM postroom.lock_due_emails(
-                v_priority, p_limit - v_leased, p_before, v_first - interval '1 second'
+                v_priority, p_limit - v_leased, p_before, v_first
             ) AS due;
 
             IF v_crashed IS NOT NULL THEN
@@ -488,7 +488,7 @@ BEGIN
         WHERE live.status IN ('pending', 'processing')
             AND live.priority = v_priority
             AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
-                >= (SELECT v_first - interval '1 second')
+                >= (SELECT v_first)
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
             AND NOT EXISTS (
                 SELECT 1

@@ -286,7 +286,7 @@ BEGIN
                 array_agg(due.id) FILTER (WHERE due.crashed)
             INTO v_due, v_crashed
             FROM postroom.lock_due_webhooks(
-                v_priority, p_limit - v_leased, p_before, p_not_of, v_first - interval '1 second'
+                v_priority, p_limit - v_leased, p_before, p_not_of, v_first
             ) AS due;
 
             IF v_crashed IS NOT NULL THEN
@@ -399,14 +399,14 @@ BEGIN
 
         SELECT found.lanes, found.firsts
         INTO v_lanes, v_firsts
-        FROM postroom.first_in_lanes(v_priority, 1, v_first - interval '1 second', 'infinity') AS found;
+        FROM postroom.first_in_lanes(v_priority, 1, v_first, 'infinity') AS found;
         SELECT COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
         INTO v_due
         FROM public.webhook_retry_queue AS live
         WHERE live.status IN ('pending', 'processing')
             AND live.priority = v_priority
             AND COALESCE(live.due_at, live.next_retry_at, '-infinity'::timestamptz)
-                >= (SELECT v_first - interval '1 second')
+                >= (SELECT v_first)
             AND (live.status = 'pending' OR live.due_at IS NOT NULL)
             AND live.webhook_type <> ALL (p_not_of)
             AND (live.lane IS NULL OR live.id = ANY (v_firsts) OR live.webhook_type || ' ' || live.lane <> ALL (v_lanes))
