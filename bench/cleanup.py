@@ -67,12 +67,13 @@ async def _run(old_rows: int, count: int, rounds: int) -> Result:
         result.settings = {
             "queue": f"{count:,} mails of 2 KB of HTML, beside {old_rows:,} rows to be deleted",
             "cleanup": f"deleted {deleted:,} rows in the {took_s:.0f} s that it ran",
-            "figures": f"median of {rounds} rounds in turns (lowest-highest)",
+            "figures": f"median of {rounds} rounds in turns (lowest-highest); of alone: in a round",
             "PostgreSQL": f"{await server_version(url)}, fsync on",
             "versions": versions("postroom", "asyncpg"),
         }
     for name, found in rates.items():
-        result.rows.append([name, spread(found), f"{median(found) / median(rates['alone']):.2f}"])
+        shares = [beside / alone for beside, alone in zip(found, rates["alone"], strict=True)]
+        result.rows.append([name, spread(found), f"{median(shares):.2f}"])
     result.measured = dict(rates)
     return result
 
