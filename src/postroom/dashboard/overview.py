@@ -9,6 +9,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from postroom.alerts.store import AlertStore
 from postroom.dashboard.site import page, render, site_of
 from postroom.database.snapshots import read_snapshot_holders
 from postroom.queue.depths import read_depths
@@ -62,6 +63,7 @@ async def overview(request: Request) -> Response:
         limits=depths.limits,
         transports=await read_paused_transports(database),
         cron=await read_cron(database),
+        alerts=[alert for alert in await AlertStore(database).read() if alert.fired_at and not alert.over_at],
         snapshot=next(iter(await read_snapshot_holders(database, count_max=1)), None),
     )
 
