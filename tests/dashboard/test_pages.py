@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import re
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import pytest
+
+from postroom.queue import search
 from tests.dashboard.conftest import Visitor
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>"
@@ -119,6 +124,28 @@ async def test_an_id_in_the_search_leads_to_its_message(visitor: Visitor) -> Non
     assert (answer.status_code, answer.headers["location"]) == (303, f"/dashboard/emails/{mail_id}")
     page = await visitor.page(f"/emails/{mail_id}")
     assert "no worker runs: start" in page
+
+
+async def test_a_search_that_has_found_nothing_yet_goes_on_by_itself(
+    visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page says how far it came, and where a script runs it asks for the next one."""
+    monkeypatch.setattr(search, "SCAN_ROWS", (1, 1))
+    monkeypatch.setattr(search, "LOOK_S", 0.0)
+    for number in range(2):
+        await _mail(
+            visitor,
+            subject=f"Order {number}",
+            status="sent",
+            sent_at=datetime(2026, 1, 1 + number, tzinfo=UTC),
+        )
+    page = await visitor.page("/emails?q=order+0")
+    assert "Looked through 1, back to 2026-01-02 00:00:00+00: look further" in page
+    following = re.search(r'hx-get="/dashboard([^"]+)" hx-trigger="load', page)
+    assert following is not None
+    page = await visitor.page(html.unescape(following[1]))
+    assert "Order 0" in page
+    assert "hx-trigger" not in page
 
 
 async def test_retry_and_discard_do_what_they_say(visitor: Visitor) -> None:
