@@ -62,6 +62,12 @@ METRICS = {
     "postroom_dead_letters": Metric(
         "gauge", "database", ("queue",), "Dead letters that wait for a person; an estimate beyond 10,000."
     ),
+    "postroom_handler_seconds": Metric(
+        "histogram",
+        "database",
+        ("source", "handler", "outcome"),
+        "How long the runs of each handler took, by how they ended: done, temporary, permanent.",
+    ),
     "postroom_limit_slots": Metric(
         "gauge", "database", ("limit",), "Slots of a limit that all e-mails share in its window."
     ),

@@ -115,6 +115,7 @@ async def failure_rate(room: Room, threshold: float) -> list[Found]:
             )::bigint AS failed
         FROM postroom.processing_minutes AS one
         WHERE one.minute > clock_timestamp() - make_interval(mins => $1) AND one.outcome <> 'waits'
+            AND one.queue IN ('email', 'webhook')
         GROUP BY one.queue
         ORDER BY one.queue
         """,

@@ -51,6 +51,7 @@ class By(StrEnum):
     EMAIL_TYPE = "email_type"
     SOURCE = "source"
     TRANSPORT = "transport"
+    HANDLER = "handler"
 
 
 def stats(
@@ -58,7 +59,7 @@ def stats(
         str, typer.Option("--since", metavar="SPAN", help="How far back, such as 1h or 7d.")
     ] = "24h",
     by: Annotated[
-        By | None, typer.Option("--by", help="Tell e-mails apart by this; source: webhooks.")
+        By | None, typer.Option("--by", help="Tell e-mails apart by this; source, handler: webhooks.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -16,7 +16,7 @@ from postroom import log
 from postroom.errors import DatabaseUnavailable
 from postroom.metric_names import METRICS
 from postroom.queue.depths import Depths, read_depths
-from postroom.queue.times import BOUNDS_MS, MEASURES, WAITS, Histogram, Total, read_totals
+from postroom.queue.times import BOUNDS_MS, HANDLER, MEASURES, WAITS, Histogram, Total, read_totals
 from postroom.queues import QUEUES
 from postroom.schedule.health import JobHealth, read_job_health
 
@@ -112,6 +112,7 @@ class _Found(Collector):
                 family.add_metric(labels, value)
             yield family
         yield from _histograms_of(self._totals)
+        yield _handlers_of(self._totals)
 
 
 def _counters_of(totals: Sequence[Total]) -> dict[str, Values]:
@@ -123,7 +124,7 @@ def _counters_of(totals: Sequence[Total]) -> dict[str, Values]:
         "postroom_attempts_total": {
             (one.queue, one.kind, one.transport, one.outcome, one.status): one.attempts
             for one in totals
-            if one.outcome != WAITS
+            if one.outcome != WAITS and one.queue != HANDLER
         },
         "postroom_limit_waits_total": waits,
     }
@@ -135,15 +136,32 @@ def _histograms_of(totals: Sequence[Total]) -> Iterator[Metric]:
         family = HistogramMetricFamily(name, METRICS[name].meaning, labels=METRICS[name].labels)
         added: dict[tuple[str, str], tuple[Histogram, float]] = {}
         for one in totals:
+            if one.queue == HANDLER:
+                continue
             key = (one.queue, one.kind)
             histogram, sum_s = added.get(key, (Histogram(), 0.0))
             histogram.include(getattr(one, measure))
             added[key] = (histogram, sum_s + getattr(one, f"{measure}_ms") / 1000)
         for key, (histogram, sum_s) in sorted(added.items()):
             if histogram.count:
-                buckets = [(f"{bound / 1000:g}", histogram.at_most(bound)) for bound in SHOWN_BOUNDS_MS]
-                family.add_metric(key, [*buckets, ("+Inf", histogram.count)], sum_s)
+                family.add_metric(key, _buckets(histogram), sum_s)
         yield family
+
+
+def _handlers_of(totals: Sequence[Total]) -> Metric:
+    metric = METRICS["postroom_handler_seconds"]
+    family = HistogramMetricFamily("postroom_handler_seconds", metric.meaning, labels=metric.labels)
+    for one in sorted(totals, key=lambda one: (one.kind, one.outcome)):
+        if one.queue == HANDLER:
+            source, _, handler = one.kind.partition("/")  # without a handler: `other`, beyond fifty
+            labels = (source, handler, one.outcome)
+            family.add_metric(labels, _buckets(Histogram(one.attempt)), one.attempt_ms / 1000)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    buckets = [(f"{bound / 1000:g}", float(histogram.at_most(bound))) for bound in SHOWN_BOUNDS_MS]
+    return [*buckets, ("+Inf", float(histogram.count))]
 
 
 def _of_depths(found: Depths) -> dict[str, Values]:

@@ -17,7 +17,10 @@ WAITS = "waits"
 
 Measure = Literal["wait", "attempt", "total"]
 MEASURES: tuple[Measure, ...] = ("wait", "attempt", "total")
-By = Literal["email_type", "source", "transport"]
+By = Literal["email_type", "source", "transport", "handler"]
+
+HANDLER = "handler"
+"""Counted beside the queues: a run of a handler, of kind SOURCE/HANDLER; of an event there may be several."""
 
 READ_DEADLINE_S = 60.0
 
@@ -153,7 +156,12 @@ async def read_stats(database: Database, span: timedelta, by: By | None, *, part
     now: datetime = await database.fetchval("SELECT clock_timestamp()")
     since: datetime = await database.fetchval("SELECT date_trunc('minute', $1::timestamptz)", now - span)
     lines: dict[tuple[str, str], Line] = {}
-    queues = {"email_type": ["email"], "transport": ["email"], "source": ["webhook"]}
+    queues = {
+        "email_type": ["email"],
+        "transport": ["email"],
+        "source": ["webhook"],
+        "handler": [HANDLER],
+    }
     asked = queues[by] if by is not None else ["email", "webhook"]
     label = "transport" if by == "transport" else "kind"
     counts = await database.fetch(_COUNTS.format(label=label), since, asked, deadline_s=READ_DEADLINE_S)

@@ -20,7 +20,7 @@ from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
 from postroom.queue.outcome import Outcome, Verdict
 from postroom.webhooks.event import Event
 from postroom.webhooks.handlers import Handlers, Runnable
-from postroom.webhooks.store import ClaimedEvent, WebhookStore
+from postroom.webhooks.store import ClaimedEvent, Ran, WebhookStore
 
 START_GOOD_S = 60.0
 """Nothing is taken with a start here; it only has to be there."""
@@ -60,6 +60,7 @@ class Delivery:
         self._slots = slots
         self._unknown: set[str] = set()
         self._looked_at = -LOOK_S
+        self._ran: dict[UUID, list[Ran]] = {}
 
     async def claim(
         self,
@@ -77,7 +78,11 @@ class Delivery:
         return await self.store.begin(worker, asked, begun)
 
     async def settle(self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]]) -> list[Settled]:
-        return await self.store.settle(worker, settlements)
+        ran = [one for settlement in settlements for one in self._ran.get(settlement.claim.id, ())]
+        settled = await self.store.settle(worker, settlements, ran)
+        for settlement in settlements:
+            self._ran.pop(settlement.claim.id, None)
+        return settled
 
     async def extend(self, worker: UUID, claims: Sequence[Claim[ClaimedEvent]]) -> set[UUID]:
         return await self.store.extend(worker, claims)
@@ -110,9 +115,21 @@ class Delivery:
             if to_run:
                 await start()
             for one in to_run:
+                began, failed, stopped = monotonic(), len(ended.failed), len(ended.stopped)
                 await self._run(one, claim, event, ended)
                 if ended.lost:
                     break
+                verdict = (
+                    Verdict.TEMPORARY
+                    if len(ended.failed) > failed
+                    else Verdict.PERMANENT
+                    if len(ended.stopped) > stopped
+                    else Verdict.DONE
+                )
+                took_ms = round((monotonic() - began) * 1000)
+                self._ran.setdefault(claim.id, []).append(
+                    Ran(claim.id, event.source, one.name, str(verdict), took_ms)
+                )
         return ended.outcome([one.name for one in wanting])
 
     def paused_s(self) -> float:

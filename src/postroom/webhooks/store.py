@@ -42,6 +42,49 @@ class ClaimedEvent:
     stopped: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """
+    One run of a handler.
+
+    Attributes:
+        event: The row's id.
+        outcome: `done`, `temporary` or `permanent`.
+    """
+
+    event: UUID
+    source: str
+    handler: str
+    outcome: str
+    took_ms: int
+
+
+_SETTLE = """
+    SELECT id, status, attempts, next_retry_at
+    FROM postroom.settle_webhooks($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
+"""
+
+# In the same transaction, so that they agree with the rows, and once: a settle that is repeated finds no row.
+_SETTLE_AND_COUNT = f"""
+    WITH settled AS MATERIALIZED ({_SETTLE}),
+    counted AS (
+        INSERT INTO postroom.tallies (
+            queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms
+        )
+        SELECT
+            'handler', ran.handler, '', ran.outcome, '',
+            array_fill(NULL::integer, ARRAY[count(*)::integer]),
+            array_agg(ran.took_ms),
+            array_fill(NULL::integer, ARRAY[count(*)::integer])
+        FROM unnest($8::uuid[], $9::text[], $10::text[], $11::integer[])
+            AS ran (id, handler, outcome, took_ms)
+        JOIN settled ON settled.id = ran.id
+        GROUP BY ran.handler, ran.outcome
+    )
+    SELECT * FROM settled
+"""  # noqa: S608 - a statement of ours
+
+
 class WebhookStore:
     """
     Stores, claims, begins and settles webhook events.
@@ -114,14 +157,19 @@ class WebhookStore:
         )
         return [statements.begun(row) for row in rows]
 
-    async def settle(self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]]) -> list[Settled]:
-        """Write outcomes down, in one statement; what has passed to another worker is not in the answer."""
+    async def settle(
+        self, worker: UUID, settlements: Sequence[Settlement[ClaimedEvent]], ran: Sequence[Ran] = ()
+    ) -> list[Settled]:
+        """
+        Write outcomes down, in one statement; what has passed to another worker is not in the answer.
+
+        Args:
+            ran: The handlers that ran for these events: they are counted with the outcome, or not at all.
+        """
         rows = await self._database.fetch(
-            """
-            SELECT id, status, attempts, next_retry_at
-            FROM postroom.settle_webhooks($1, $2, $3, $4, $5, $6, $7::text[]::jsonb[])
-            """,
+            _SETTLE_AND_COUNT if ran else _SETTLE,
             *statements.outcomes(worker, settlements),
+            *(zip(*map(_columns, ran), strict=True) if ran else ()),
         )
         return [statements.settled(row) for row in rows]
 
@@ -268,3 +316,7 @@ def _claimed(row: Any, worker: UUID) -> ClaimedEvent:
         frozenset(row["handlers_done"] or ()),
         frozenset(row["handlers_stopped"] or ()),
     )
+
+
+def _columns(ran: Ran) -> tuple[UUID, str, str, int]:
+    return ran.event, f"{ran.source}/{ran.handler}", ran.outcome, ran.took_ms
