@@ -168,6 +168,43 @@ def test_sql_refuses_what_can_never_be_sent_and_names_the_argument(database_url:
         assert db.execute("SELECT count(*) FROM email_queue").fetchone() == (0,)
 
 
+def test_sql_names_the_place_of_the_email_that_can_never_be_sent(database_url: str) -> None:
+    """enqueue_emails() asks of each what enqueue_email() asks, and of its JSON that it means something."""
+    good = {"to_email": "ada@example.com", "subject": "Hi", "html": "<p>Hi</p>"}
+    wrong_types: list[tuple[dict[str, Any], str]] = [
+        ({"subject": 7}, "subject"),
+        ({"html": ["<p>"]}, "html"),
+        ({"metadata": "{}"}, "metadata"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 2**31}, "priority"),
+        ({"max_attempts": 2**31}, "max_attempts"),
+        ({"send_at": "tomorrow, or so"}, "send_at"),
+        ({"send_at": "2030-13-01T00:00:00Z"}, "send_at"),
+        ({"send_at": 1_900_000_000}, "send_at"),
+    ]
+    with psycopg.connect(database_url, autocommit=True) as db:
+        for wrong, named in SQL + wrong_types:
+            plain = {name: value.obj if isinstance(value, Jsonb) else value for name, value in wrong.items()}
+            with pytest.raises(psycopg.DataError) as refused:
+                db.execute("SELECT enqueue_emails(%s)", [Jsonb([good, good, good | plain, good])])
+            assert refused.value.sqlstate == "22023"
+            message = str(refused.value).partition("\n")[0]
+            assert message.startswith(f"emails[2].{named}: "), str(wrong)[:200]
+            assert len(message) < 200
+        for document, message in (
+            ([good, None], "emails[1]: must be an object"),
+            ([good | {"cc": "eve@example.com"}], "emails[0]: only arguments of enqueue_email are fields"),
+            (good, "emails: must be an array"),
+            (None, "emails: must be an array"),
+            ([good] * 10_001, "emails: must be an array of at most 10,000 e-mails"),
+        ):
+            with pytest.raises(psycopg.DataError) as refused:
+                db.execute("SELECT enqueue_emails(%s)", [Jsonb(document)])
+            assert str(refused.value).startswith(message)
+        assert db.execute("SELECT count(*) FROM email_queue").fetchone() == (0,)
+
+
 def test_the_command_refuses_what_can_never_be_sent_and_names_the_option(
     programs: Programs, database_url: str
 ) -> None:

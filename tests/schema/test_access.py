@@ -30,7 +30,7 @@ MAY_CALL = {
     "authenticated": set[str](),
     "anon": set[str](),
     "stranger": set[str](),
-    APP_ROLE: {"enqueue_email"},
+    APP_ROLE: {"enqueue_email", "enqueue_emails"},
 }
 """service_role may call all."""
 

@@ -46,6 +46,7 @@ SIGNATURES = {
         " max_attempts integer DEFAULT 6, text text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb",
         "uuid",
     ),
+    "enqueue_emails": ("emails jsonb", "uuid[]"),
 }
 
 
@@ -288,6 +289,74 @@ async def test_enqueue_with_its_three_arguments_makes_the_row_of_a_plain_insert(
     for own in ("id", "created_at", "updated_at", "due_at"):
         del queued[own], plain[own]
     assert queued == plain
+
+
+async def test_many_are_stored_as_one_by_one(sql: Session) -> None:
+    """Each row as enqueue_email makes it, whatever is given, and the ids in the order of the e-mails."""
+    full = {
+        "to_email": "ada@example.com",
+        "subject": "Hi",
+        "html": "<p>Hi</p>",
+        "from_email": "Shop <shop@example.com>",
+        "reply_to": "help@example.com",
+        "email_type": "receipt",
+        "metadata": {"order": [17]},
+        "idempotency_key": "k",
+        "send_at": "2040-01-02T03:04:05.678901+02:00",
+        "priority": -7,
+        "max_attempts": 3,
+        "text": "Hi \u2028",
+        "headers": {"X-A": "ä"},
+    }
+    few = {name: full[name] for name in ("to_email", "subject", "html")}
+    nothing = {name: None for name in full if name not in few}
+    ids = await sql.fetchval("SELECT enqueue_emails($1)", json.dumps([few, full, few | nothing]))
+    alone = [
+        await sql.fetchval(
+            """
+            SELECT enqueue_email(
+                $1, $2, $3, from_email => $4, reply_to => $5, email_type => $6, metadata => $7,
+                idempotency_key => $8, send_at => $9::text::timestamptz, priority => $10,
+                max_attempts => $11, text => $12, headers => $13
+            )
+            """,
+            *[
+                json.dumps(given.get(name)) if isinstance(given.get(name), dict) else given.get(name)
+                for name in full
+            ],
+        )
+        for given in (few, full | {"idempotency_key": "other"}, few)
+    ]
+    for first, second in zip(ids, alone, strict=True):
+        rows = [dict(await sql.row(row_id)) for row_id in (first, second)]
+        for own in ("id", "created_at", "updated_at", "due_at", "idempotency_key"):
+            del rows[0][own], rows[1][own]
+        assert rows[0] == rows[1]
+    assert (await sql.row(ids[1]))["idempotency_key"] == "k"
+    assert await sql.fetchval("SELECT enqueue_emails('[]')") == []
+
+
+async def test_a_trigger_that_lets_no_row_in_is_named(sql: Session) -> None:
+    """Neither an id of no row nor a call that never ends, with a key and without."""
+    await sql.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER refuse BEFORE INSERT ON email_queue
+            FOR EACH ROW WHEN (NEW.subject = 'no') EXECUTE FUNCTION refuse();
+        """
+    )
+    mail = {"to_email": "ada@example.com", "subject": "no", "html": "h"}
+    for key in ({}, {"idempotency_key": "k"}):
+        with pytest.raises(asyncpg.TriggeredActionError, match=r"^emails\[1\]: a trigger of email_queue"):
+            await sql.fetchval(
+                "SELECT enqueue_emails($1)", json.dumps([mail | {"subject": "yes"}, mail | key])
+            )
+        with pytest.raises(asyncpg.TriggeredActionError, match=r"^a trigger of email_queue"):
+            await sql.fetchval(
+                "SELECT enqueue_email('ada@example.com', 'no', 'h', idempotency_key => $1)",
+                key.get("idempotency_key"),
+            )
+    assert await sql.fetchval("SELECT count(*) FROM email_queue") == 0
 
 
 async def test_enqueue_takes_null_for_every_option(sql: Session) -> None:

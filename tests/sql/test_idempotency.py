@@ -57,6 +57,54 @@ async def test_the_same_key_gives_the_first_id_and_inserts_nothing(sql: Session)
     assert await count(sql) == 1
 
 
+async def test_many_at_once_have_each_key_once(sql: Session) -> None:
+    """Keys that were there, come twice, or are new: each gives one id; without a key each has its own."""
+    there = await enqueue(sql)
+    ids = await sql.fetchval(
+        """
+        SELECT enqueue_emails(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+            'to_email', 'ada@example.com', 'subject', key.place::text, 'html', 'h',
+            'idempotency_key', key.name
+        )) ORDER BY key.place))
+        FROM unnest(ARRAY['z', NULL, 'k', 'a', 'z', NULL, 'a']) WITH ORDINALITY AS key (name, place)
+        """
+    )
+    assert ids[2] == there
+    assert ids[0] == ids[4]
+    assert ids[3] == ids[6]
+    assert len(set(ids)) == 5
+    assert await count(sql) == 5
+    subjects = await sql.fetch("SELECT id, subject FROM email_queue")
+    first = {row["id"]: row["subject"] for row in subjects}
+    assert [first[row_id] for row_id in ids] == ["1", "2", "Hi", "4", "1", "6", "4"]
+
+
+async def test_many_wait_for_a_transaction_that_holds_one_of_their_keys(
+    connect: Connect, sql: Session
+) -> None:
+    """And answer with its row where it commits, with one of their own where it does not."""
+    ask = """
+        SELECT enqueue_emails('[
+            {"to_email": "a@example.com", "subject": "s", "html": "h"},
+            {"to_email": "b@example.com", "subject": "s", "html": "h", "idempotency_key": "k"}
+        ]')
+    """
+    for commits in (False, True):
+        holder = await connect()
+        transaction = holder.connection.transaction()
+        await transaction.start()
+        held = await enqueue(holder)
+        asking = asyncio.create_task(sql.fetchval(ask))
+        while not await holder.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+        ):
+            await asyncio.sleep(0.01)
+        await (transaction.commit() if commits else transaction.rollback())
+        ids = await asking
+        assert (ids[1] == held) is commits
+        await sql.execute("DELETE FROM email_queue")
+
+
 async def test_without_a_key_each_call_is_an_email(sql: Session) -> None:
     """NULL is no key."""
     assert await enqueue(sql, None) != await enqueue(sql, None)

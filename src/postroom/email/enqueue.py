@@ -1,13 +1,15 @@
 """
 Queueing e-mail: what a program hands over, checked at the door, and the one statement that stores it.
 
-The statement calls public.enqueue_email, so Python promises what SQL does. It runs on a connection of
+The statement calls public.enqueue_emails, so Python promises what SQL does. It runs on a connection of
 the house or on the caller's own, inside the caller's transaction, whichever driver that is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +19,23 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from postroom.database.connect import Database
 from postroom.email.address import kind_of
 from postroom.email.check import AcceptedEmail, check_email
-from postroom.email.store import json_text
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
 from postroom.failpoints import reach
 
 EMAILS_MAX = 10_000
 """E-mails in one call."""
 
-STATEMENT_EMAILS_MAX = 500
 STATEMENT_CHARACTERS_MAX = 8 * 1024 * 1024
-"""What one statement holds at most; further ones follow in the same transaction."""
+"""What one statement holds at most, as JSON; further ones follow in the same transaction."""
 
 INTEGER_MAX = 2**31 - 1
+
+_PLACE = re.compile(r"^emails\[\d+\]\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +106,23 @@ class QueueableEmail:
     max_attempts: int | None = None
 
 
-Batch = list[tuple[int, QueueableEmail]]
-"""E-mails of one statement, each with its place in the call."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """
+    The e-mails of one statement.
+
+    Attributes:
+        places: Their places in the call.
+        documents: Each as a JSON object.
+    """
+
+    places: list[int]
+    documents: list[str] = field(repr=False)
+
+    @property
+    def json(self) -> str:
+        """What enqueue_emails takes."""
+        return f"[{','.join(self.documents)}]"
 
 
 def check(email: Email) -> QueueableEmail:
@@ -168,14 +186,14 @@ async def enqueue(database: Database, emails: Sequence[QueueableEmail]) -> list[
     reach("enqueue.before")
     try:
         if len(batches) == 1:
-            ids = _ids(await database.fetch(_ASYNCPG_SQL, *_columns(batches[0])))
+            answers: Answers = [await database.fetch(_ASYNCPG_SQL, batches[0].json)]
         else:
             async with database.transaction() as connection:
-                ids = _ids(await _run_asyncpg(connection, batches))
+                answers = await _run_asyncpg(connection, batches)
     except asyncpg.PostgresError as error:
-        raise _explained(error) from error
+        raise _explained(error, batches) from error
     reach("enqueue.after")
-    return ids
+    return _in_order(batches, answers)
 
 
 async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -> list[UUID]:
@@ -195,133 +213,116 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
     psycopg: Any = sys.modules.get("psycopg")  # where nobody has imported it, nobody has a connection of it
     try:
         if isinstance(connection, asyncpg.Connection):
-            return _ids(await _run_asyncpg(connection, batches))
+            return _in_order(batches, await _run_asyncpg(connection, batches))
         if psycopg is not None and isinstance(connection, psycopg.AsyncConnection):
-            return _ids(await _run_psycopg_async(psycopg, connection, batches))
+            return _in_order(batches, await _run_psycopg_async(psycopg, connection, batches))
         if psycopg is not None and isinstance(connection, psycopg.Connection):
-            return _ids(await asyncio.to_thread(_run_psycopg, psycopg, connection, batches))
+            return _in_order(batches, await asyncio.to_thread(_run_psycopg, psycopg, connection, batches))
     except Exception as error:
         if getattr(error, "sqlstate", None) is None:
             raise
-        raise _explained(error) from error
+        raise _explained(error, batches) from error
     raise TypeError(
         f"connection= takes a connection of asyncpg or psycopg 3, not {type(connection).__qualname__}"
     )
 
 
-async def _run_asyncpg(connection: Any, batches: Sequence[Batch]) -> list[Any]:
-    return [row for batch in batches for row in await connection.fetch(_ASYNCPG_SQL, *_columns(batch))]
+Answers = list[Sequence[Any]]
+"""Of each statement its rows, each with an id, in the order of its e-mails."""
+
+
+async def _run_asyncpg(connection: Any, batches: Sequence[Batch]) -> Answers:
+    return [await connection.fetch(_ASYNCPG_SQL, batch.json) for batch in batches]
 
 
 # Not connection.cursor(): the caller's connection may make cursors and rows of another kind.
 
 
-async def _run_psycopg_async(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> list[Any]:
-    rows: list[Any] = []
+async def _run_psycopg_async(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> Answers:
+    answers: Answers = []
     async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
         for batch in batches:
-            await cursor.execute(_PSYCOPG_SQL, _columns(batch))
-            rows += await cursor.fetchall()
-    return rows
+            await cursor.execute(_PSYCOPG_SQL, [batch.json])
+            answers.append(await cursor.fetchall())
+    return answers
 
 
-def _run_psycopg(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> list[Any]:
-    rows: list[Any] = []
+def _run_psycopg(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> Answers:
+    answers: Answers = []
     with psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
         for batch in batches:
-            cursor.execute(_PSYCOPG_SQL, _columns(batch))
-            rows += cursor.fetchall()
-    return rows
+            cursor.execute(_PSYCOPG_SQL, [batch.json])
+            answers.append(cursor.fetchall())
+    return answers
 
 
-# The names of enqueue_email's arguments and the types that their columns are sent as. All but the integers go
-# as text, whatever codecs the caller has given to his connection.
-_ARGUMENTS = {
-    "to_email": ("text", "text"),
-    "subject": ("text", "text"),
-    "html": ("text", "text"),
-    "from_email": ("text", "text"),
-    "reply_to": ("text", "text"),
-    "email_type": ("text", "text"),
-    "metadata": ("text", "jsonb"),
-    "idempotency_key": ("text", "text"),
-    "send_at": ("text", "timestamptz"),
-    "priority": ("integer", "integer"),
-    "max_attempts": ("integer", "integer"),
-    "text": ("text", "text"),
-    "headers": ("text", "jsonb"),
-}
+_STATEMENT = """
+    SELECT queued.id::text
+    FROM unnest(public.enqueue_emails({}::text::jsonb)) WITH ORDINALITY AS queued (id, place)
+    ORDER BY queued.place
+"""
+# As text, whatever codecs the caller has given to his connection.
+_ASYNCPG_SQL = _STATEMENT.format("$1")
+_PSYCOPG_SQL = _STATEMENT.format("%s")
 
 
-def _statement(places: Sequence[str]) -> str:
-    *columns, place = places
-    arrays = ", ".join(
-        f"{column}::{sent}[]" for column, (sent, _) in zip(columns, _ARGUMENTS.values(), strict=True)
-    )
-    arguments = ", ".join(f"{name} => email.{name}::{kind}" for name, (_, kind) in _ARGUMENTS.items())
-    lines = (
-        f"SELECT email.place, public.enqueue_email({arguments})::text",
-        "FROM (",
-        # A subquery with an ORDER BY is run as it stands, so the function is called in that order.
-        f"    SELECT * FROM unnest({arrays}, {place}::integer[])",  # noqa: S608 - the names are ours
-        f"        WITH ORDINALITY AS given ({', '.join(_ARGUMENTS)}, place, turn)",
-        "    ORDER BY given.turn",
-        ") AS email",
-    )
-    return "\n".join(lines)
+def _document(email: QueueableEmail) -> str:
+    """One e-mail as JSON, with the names of enqueue_email's arguments; what was not given is left out."""
+    accepted = email.accepted
+    given = {
+        "to_email": accepted.to,
+        "subject": accepted.subject,
+        "html": accepted.html,
+        "from_email": accepted.from_email,
+        "reply_to": accepted.reply_to,
+        "email_type": accepted.email_type,
+        "metadata": accepted.metadata or None,
+        "idempotency_key": accepted.idempotency_key,
+        "send_at": email.send_at,
+        "priority": email.priority or None,
+        "max_attempts": email.max_attempts,
+        "text": accepted.text,
+        "headers": accepted.headers,
+    }
+    return _to_json({name: value for name, value in given.items() if value is not None})
 
 
-_ASYNCPG_SQL = _statement([f"${place}" for place in range(1, len(_ARGUMENTS) + 2)])
-_PSYCOPG_SQL = _statement(["%s"] * (len(_ARGUMENTS) + 1))
-
-
-def _columns(batch: Batch) -> list[list[Any]]:
-    """One list an argument of enqueue_email, in the order of _ARGUMENTS, and the places."""
-    rows = [
-        (
-            email.accepted.to,
-            email.accepted.subject,
-            email.accepted.html,
-            email.accepted.from_email,
-            email.accepted.reply_to,
-            email.accepted.email_type,
-            json_text(email.accepted.metadata),
-            email.accepted.idempotency_key,
-            email.send_at,
-            email.priority,
-            email.max_attempts,
-            email.accepted.text,
-            json_text(email.accepted.headers),
-            place,
-        )
-        for place, email in batch
-    ]
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _ids(rows: Sequence[Any]) -> list[UUID]:
-    return [UUID(row[1]) for row in sorted(rows, key=lambda row: row[0])]
+def _to_json(document: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(document).decode()
+    except TypeError:  # metadata may have numbers of more than 64 bits, and keys that are none
+        return json.dumps(document, ensure_ascii=False)
 
 
 def _batches(emails: Sequence[QueueableEmail]) -> list[Batch]:
     """
-    The e-mails with their places, in statements of a bounded size.
+    The e-mails as JSON, in statements of a bounded size: nearly always one.
 
-    They are sorted by key: a key that another transaction holds is waited for, and two calls that wait
-    in one order cannot wait for each other.
+    The database stores those of a statement by key, so where there are several they are sorted by key before:
+    a key that another transaction holds is waited for, and two calls that wait in one order cannot wait for
+    each other.
     """
-    numbered = sorted(enumerate(emails), key=lambda pair: (pair[1].accepted.idempotency_key or "", pair[0]))
-    batches: list[Batch] = []
+    documents = [_document(email) for email in emails]
+    if sum(map(len, documents)) <= STATEMENT_CHARACTERS_MAX:
+        return [Batch(list(range(len(documents))), documents)]
+    batches = [Batch([], [])]
     characters = 0
-    for place, email in numbered:
-        size = len(email.accepted.html) + len(email.accepted.text or "")
-        is_full = batches and len(batches[-1]) >= STATEMENT_EMAILS_MAX
-        if not batches or is_full or characters + size > STATEMENT_CHARACTERS_MAX:
-            batches.append([])
+    for place in sorted(range(len(emails)), key=lambda place: emails[place].accepted.idempotency_key or ""):
+        size = len(documents[place])
+        if batches[-1].places and characters + size > STATEMENT_CHARACTERS_MAX:
+            batches.append(Batch([], []))
             characters = 0
-        batches[-1].append((place, email))
+        batches[-1].places.append(place)
+        batches[-1].documents.append(documents[place])
         characters += size
     return batches
+
+
+def _in_order(batches: Sequence[Batch], answers: Sequence[Sequence[Any]]) -> list[UUID]:
+    ids: dict[int, UUID] = {}
+    for batch, rows in zip(batches, answers, strict=True):
+        ids.update((place, UUID(row[0])) for place, row in zip(batch.places, rows, strict=True))
+    return [ids[place] for place in range(len(ids))]
 
 
 def _moment(name: str, value: object) -> str | None:
@@ -342,13 +343,16 @@ def _integer(name: str, value: object, least: int) -> int:
     return value
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, batches: Sequence[Batch]) -> Exception:
     """What the database says, as an error of ours where it says what to do; else the driver's own."""
     state = str(getattr(error, "sqlstate", None) or "")
     text = str(error).partition("\n")[0]
     if state in ("42883", "42P01", "3F000"):
         return SchemaError(f"the database is not up to date ({text}): run `postroom migrate`")
     if state.startswith("22"):
+        # The place is that in the statement: the caller's where there is one statement for many e-mails.
+        if len(batches) > 1 or len(batches[0].places) == 1:
+            text = _PLACE.sub("", text)
         name, colon, problem = text.partition(": ")
         return InvalidEmail(name, problem) if colon else InvalidEmail("email", text)
     if state == "42501":

@@ -28,11 +28,14 @@ BEGIN
             current_user, regexp_replace(proc.oid::pg_catalog.regprocedure::text, '^public\.', ''), proc.proowner::pg_catalog.regrole)
         FROM pg_catalog.pg_proc AS proc
         WHERE proc.pronamespace = 'public'::pg_catalog.regnamespace
-            AND proc.proname IN (
-                'calculate_email_retry_time', 'calculate_webhook_retry_time',
-                'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
-                'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
-                'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+            AND (
+                proc.proname IN (
+                    'calculate_email_retry_time', 'calculate_webhook_retry_time',
+                    'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
+                    'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
+                    'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+                )
+                OR (proc.proname = 'enqueue_emails' AND pg_catalog.oidvectortypes(proc.proargtypes) = 'jsonb')
             )
             AND NOT pg_has_role(proc.proowner, 'USAGE')
     ) AS missing;
@@ -64,11 +67,14 @@ BEGIN
             ON depend.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
             AND depend.refobjid = proc.oid
         WHERE proc.pronamespace = 'public'::pg_catalog.regnamespace
-            AND proc.proname IN (
-                'calculate_email_retry_time', 'calculate_webhook_retry_time',
-                'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
-                'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
-                'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+            AND (
+                proc.proname IN (
+                    'calculate_email_retry_time', 'calculate_webhook_retry_time',
+                    'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
+                    'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
+                    'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+                )
+                OR (proc.proname = 'enqueue_emails' AND pg_catalog.oidvectortypes(proc.proargtypes) = 'jsonb')
             )
             AND COALESCE(pg_catalog.obj_description(proc.oid, 'pg_proc'), '') NOT LIKE 'postroom:%'
     ) AS dependent;

@@ -16,11 +16,15 @@ BEGIN
         FROM pg_proc AS proc
         WHERE proc.pronamespace = 'public'::regnamespace
             AND proc.prokind IN ('f', 'p')
-            AND proc.proname IN (
-                'calculate_email_retry_time', 'calculate_webhook_retry_time',
-                'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
-                'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
-                'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+            AND (
+                proc.proname IN (
+                    'calculate_email_retry_time', 'calculate_webhook_retry_time',
+                    'get_email_queue_batch', 'mark_email_sent', 'mark_email_failed',
+                    'get_webhook_retry_batch', 'mark_webhook_processed', 'mark_webhook_failed',
+                    'increment_rate_limit', 'cleanup_rate_limit_counters', 'enqueue_email'
+                )
+                -- A name that an application may have taken: only what would be in the way.
+                OR (proc.proname = 'enqueue_emails' AND oidvectortypes(proc.proargtypes) = 'jsonb')
             )
             AND COALESCE(obj_description(proc.oid, 'pg_proc'), '') NOT LIKE 'postroom:%'
         ORDER BY proc.oid
@@ -364,6 +368,7 @@ AS $$
 DECLARE
     v_id    uuid;
     v_wrong pg_catalog.text;
+    v_round pg_catalog.int4 := 0;
 BEGIN
     v_wrong := CASE
         WHEN enqueue_email.to_email IS NULL THEN 'to_email: is missing'
@@ -414,6 +419,12 @@ BEGIN
         WHERE email.idempotency_key = enqueue_email.idempotency_key;
         -- Not there: the row that was in the way has been deleted meanwhile.
         EXIT WHEN v_id IS NOT NULL;
+        v_round := v_round + 1;
+        IF enqueue_email.idempotency_key IS NULL OR v_round = 10 THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'triggered_action_exception',
+                MESSAGE = 'a trigger of email_queue that is not postroom''s lets no row in: it returns NULL';
+        END IF;
     END LOOP;
     RETURN v_id;
 END;
@@ -421,3 +432,172 @@ $$;
 COMMENT ON FUNCTION public.enqueue_email(
     text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
 ) IS 'postroom: queues one e-mail in the caller''s transaction; the same idempotency_key gives the first id';
+
+-- enqueue_emails: queues many e-mails, all or none, and gives their ids in their order; each is an object with
+-- the names of enqueue_email's arguments, and the same is asked of each. An error begins with its place: `emails[3].subject: …`.
+--
+-- One statement stores them: a call of enqueue_email each takes four times as long (41 us a mail, not 11). They go in
+-- by key: a key that another transaction holds is waited for, and two calls that wait in one order cannot
+-- wait for each other.
+CREATE OR REPLACE FUNCTION public.enqueue_emails(emails jsonb)
+RETURNS uuid[]
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = ''
+AS $$
+DECLARE
+    v_wrong  text;
+    v_sent   record;
+    v_ids    uuid[] := '{}';
+    v_new    uuid[];
+    v_places integer[];
+    v_keys   text[];
+    v_stored bigint;
+BEGIN
+    IF jsonb_typeof(emails) IS DISTINCT FROM 'array' OR jsonb_array_length(emails) > 10000 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'emails: must be an array of at most 10,000 e-mails';
+    END IF;
+
+    SELECT format('emails[%s]', checked.place - 1) || checked.wrong
+    INTO v_wrong
+    FROM (
+        SELECT
+            given.place,
+            CASE
+                WHEN jsonb_typeof(given.email) <> 'object' THEN ': must be an object'
+                WHEN given.email - ARRAY[
+                    'to_email', 'subject', 'html', 'from_email', 'reply_to', 'email_type', 'metadata',
+                    'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers'
+                ] <> '{}' THEN ': only arguments of enqueue_email are fields of an e-mail'
+                WHEN email.to_email IS NULL THEN '.to_email: is missing'
+                WHEN email.subject IS NULL THEN '.subject: is missing'
+                WHEN email.html IS NULL THEN '.html: is missing'
+                WHEN jsonb_typeof(email.to_email) <> 'string' THEN '.to_email: must be a text'
+                WHEN jsonb_typeof(email.subject) <> 'string' THEN '.subject: must be a text'
+                WHEN jsonb_typeof(email.html) <> 'string' THEN '.html: must be a text'
+                WHEN jsonb_typeof(email.from_email) <> 'string' THEN '.from_email: must be a text'
+                WHEN jsonb_typeof(email.reply_to) <> 'string' THEN '.reply_to: must be a text'
+                WHEN jsonb_typeof(email.email_type) <> 'string' THEN '.email_type: must be a text'
+                WHEN jsonb_typeof(email.idempotency_key) <> 'string' THEN '.idempotency_key: must be a text'
+                WHEN jsonb_typeof(email.send_at) <> 'string' THEN '.send_at: must be a text, such as 2030-12-31T23:59:59Z'
+                WHEN jsonb_typeof(email.text) <> 'string' THEN '.text: must be a text'
+                WHEN email.to_email #>> '{}' !~ '^[^@[:space:],;<>]+@[^@[:space:],;<>]+$'
+                    THEN '.to_email: must be one address, such as ada@example.com'
+                WHEN length(email.subject #>> '{}') > 2000 THEN '.subject: is longer than 2000 characters'
+                WHEN email.subject #>> '{}' ~ '[\n\r]' THEN '.subject: must be one line'
+                WHEN email.from_email #>> '{}' ~ '[\n\r]' THEN '.from_email: must be one line'
+                WHEN email.reply_to #>> '{}' ~ '[\n\r]' THEN '.reply_to: must be one line'
+                WHEN email.from_email #>> '{}' !~ '^$|@' THEN '.from_email: must be an address, such as ada@example.com'
+                WHEN email.reply_to #>> '{}' !~ '^$|@' THEN '.reply_to: must be an address, such as ada@example.com'
+                WHEN email.max_attempts #>> '{}' !~ '^[0-9]{1,10}$'
+                    OR (email.max_attempts #>> '{}')::bigint NOT BETWEEN 1 AND 2147483647
+                    THEN '.max_attempts: must be a whole number from 1 to 2147483647'
+                WHEN email.priority #>> '{}' !~ '^-?[0-9]{1,10}$'
+                    OR (email.priority #>> '{}')::bigint NOT BETWEEN -2147483648 AND 2147483647
+                    THEN '.priority: must be a whole number from -2147483648 to 2147483647'
+                WHEN jsonb_typeof(email.headers) <> 'object' THEN '.headers: must be an object of names and values'
+                WHEN email.headers IS NOT NULL AND EXISTS (
+                    SELECT 1
+                    FROM jsonb_each(email.headers) AS header (name, value)
+                    WHERE header.name !~ '^[!-9;-~]{1,76}$'
+                        OR jsonb_typeof(header.value) <> 'string'
+                        OR header.value #>> '{}' ~ '[\n\r]'
+                ) THEN '.headers: each must be a name of letters, digits and dashes with one line of text'
+                WHEN jsonb_typeof(email.metadata) <> 'object' THEN '.metadata: must be an object'
+            END AS wrong
+        FROM jsonb_array_elements(emails) WITH ORDINALITY AS given (email, place)
+        CROSS JOIN LATERAL jsonb_to_record(CASE WHEN jsonb_typeof(given.email) = 'object' THEN given.email END) AS email (
+            to_email jsonb, subject jsonb, html jsonb, from_email jsonb, reply_to jsonb, email_type jsonb, metadata jsonb,
+            idempotency_key jsonb, send_at jsonb, priority jsonb, max_attempts jsonb, text jsonb, headers jsonb
+        )
+    ) AS checked
+    WHERE checked.wrong IS NOT NULL
+    ORDER BY checked.place
+    LIMIT 1;
+    IF v_wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = v_wrong;
+    END IF;
+
+    FOR v_sent IN
+        SELECT given.email ->> 'send_at' AS at, given.place
+        FROM jsonb_array_elements(emails) WITH ORDINALITY AS given (email, place)
+        WHERE given.email ->> 'send_at' IS NOT NULL
+    LOOP
+        BEGIN
+            PERFORM v_sent.at::timestamptz;
+        EXCEPTION WHEN data_exception THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('emails[%s].send_at: must be a moment, such as 2030-12-31T23:59:59Z', v_sent.place - 1);
+        END;
+    END LOOP;
+
+    FOR v_round IN 1..10 LOOP
+        WITH given AS MATERIALIZED (
+            SELECT gen_random_uuid() AS id, email.*
+            FROM ROWS FROM (
+                jsonb_to_recordset(emails) AS (
+                    to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
+                    idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
+                    headers jsonb
+                )
+            ) WITH ORDINALITY AS email (
+                to_email, subject, html, from_email, reply_to, email_type, metadata,
+                idempotency_key, send_at, priority, max_attempts, text, headers, place
+            )
+            WHERE v_ids[email.place] IS NULL
+        ),
+
+        stored AS (
+            INSERT INTO public.email_queue (
+                id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
+                next_retry_at, priority, max_attempts, text, headers
+            )
+            SELECT
+                given.id, given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
+                COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
+                COALESCE(given.max_attempts, 6), given.text, given.headers
+            FROM given
+            ORDER BY given.idempotency_key NULLS FIRST, given.place
+            ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+            RETURNING email_queue.id
+        )
+
+        SELECT
+            array_agg(given.place ORDER BY given.place),
+            array_agg(given.idempotency_key ORDER BY given.place),
+            array_agg(given.id ORDER BY given.place),
+            (SELECT count(*) FROM stored)
+        INTO v_places, v_keys, v_new, v_stored
+        FROM given;
+
+        IF v_stored = cardinality(v_places) AND v_ids = '{}' THEN
+            RETURN v_new;
+        END IF;
+
+        -- Rows with their key were there. One may have been deleted meanwhile: then it is queued after all.
+        FOR v_at IN 1..COALESCE(cardinality(v_places), 0) LOOP
+            IF v_keys[v_at] IS NULL THEN
+                v_ids[v_places[v_at]] := (SELECT email.id FROM public.email_queue AS email WHERE email.id = v_new[v_at]);
+            ELSE
+                v_ids[v_places[v_at]] := (
+                    SELECT email.id FROM public.email_queue AS email WHERE email.idempotency_key = v_keys[v_at]
+                );
+            END IF;
+        END LOOP;
+        IF array_position(v_ids, NULL) IS NULL THEN
+            RETURN v_ids;
+        END IF;
+    END LOOP;
+    RAISE EXCEPTION USING
+        ERRCODE = 'triggered_action_exception',
+        MESSAGE = format(
+            'emails[%s]: a trigger of email_queue that is not postroom''s lets no row in: it returns NULL',
+            array_position(v_ids, NULL) - 1
+        );
+END;
+$$;
+COMMENT ON FUNCTION public.enqueue_emails(jsonb)
+IS 'postroom: queues many e-mails, all or none, in the caller''s transaction, and gives their ids in their order';

@@ -293,6 +293,7 @@ BEGIN
                 text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
             ) TO %I', v_role
         );
+        EXECUTE format('GRANT EXECUTE ON FUNCTION public.enqueue_emails(jsonb) TO %I', v_role);
         PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may read'),
             format('FOR SELECT TO %I USING (true)', v_role));
         PERFORM postroom.make_policy('public.email_queue', postroom.policy_name('app role ' || v_role || ' may insert'),
