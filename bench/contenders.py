@@ -163,17 +163,15 @@ class PostOffice:
         )
 
 
-async def fill(contender: Contender, count: int, recipients: int) -> None:
+async def fill(contender: Contender, count: int, recipients: int, html: str | None = None) -> None:
     """Empty a contender's queue and put `count` mails into it, on a server that has nothing else to do."""
+    html = html or mails.html()
     await contender.empty()
     connection = await asyncpg.connect(contender.database_url)
     try:
         await connection.executemany(
             contender.insert,
-            [
-                (mails.recipient(number, recipients), mails.subject(number), mails.html())
-                for number in range(count)
-            ],
+            [(mails.recipient(number, recipients), mails.subject(number), html) for number in range(count)],
         )
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")

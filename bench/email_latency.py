@@ -13,6 +13,7 @@ import asyncpg
 from bench import mails
 from bench.contenders import Contender, PostOffice, Postroom
 from bench.email_drain import HIGH_LIMIT
+from bench.queue_peers import peers_on
 from bench.report import Result, percentile, ratio, versions
 from bench.servers import Sink, running_postgres, server_version
 
@@ -41,6 +42,11 @@ async def _run(count: int, with_peer: bool) -> Result:
             contenders.append(PostOffice(await PostOffice.make_database(server_url), sink))
         for contender in contenders:
             waits_ms[contender.name] = await _waits_ms(contender, count, sink)
+        for peer in await peers_on(server_url, result.notes) if with_peer else []:
+            with peer.running("latency", count=count) as worker:
+                said = (await asyncio.to_thread(worker.work))[1]
+            waits_ms[f"{peer.name}: to the job's start"] = said["waits_ms"]
+            result.settings[peer.package] = peer.settings
         result.settings |= {
             "mails": f"{count} for each, 20 to 100 ms apart, 2 KB of HTML",
             "clock": "this machine's: read when the INSERT returns and when the sink writes its 250",
@@ -54,6 +60,10 @@ async def _run(count: int, with_peer: bool) -> Result:
             "django-post-office has no worker that waits. Its manual starts it by cron each minute: 30 s on "
             "average. The loop is the best that can be made of it without a broker; it asks the "
             "database all the time and connects to the mail server for each mail."
+        )
+        result.notes.append(
+            "Job queues: until the job's function is called, in the process that has queued it, with "
+            "nothing to send. Ours sends a mail over SMTP to another process and waits for its answer."
         )
     slowest = max(median(values) for values in waits_ms.values())
     for name, values in waits_ms.items():

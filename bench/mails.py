@@ -10,6 +10,11 @@ _LINE = (
 )
 
 
+def short_html(size: int) -> str:
+    """So many bytes of HTML, for work that is like a job queue's."""
+    return f"<p>{'x' * (size - 7)}</p>"
+
+
 def html() -> str:
     """2 KB of HTML as an application would write it."""
     head = '<!doctype html>\n<html><head><meta charset="utf-8"></head>\n<body>\n<h1>Your order</h1>\n'

@@ -9,9 +9,12 @@ from statistics import median
 
 import asyncpg
 
-from bench.contenders import Contender, Postroom, fill
+from bench import mails
+from bench.contenders import Postroom, fill
 from bench.email_drain import NO_LIMIT
-from bench.report import Result, ratio, spread, versions
+from bench.program import Program
+from bench.queue_peers import PAYLOAD_BYTES, QueuePeer, peers_on
+from bench.report import Result, spread, versions
 from bench.servers import running_postgres, server_cpu_s, server_version
 
 QUESTION = (
@@ -38,50 +41,61 @@ class Rounds:
     server_cpu_us: list[float] = field(default_factory=list)
 
 
-def run(*, count: int = 20_000, rounds: int = 5) -> Result:
+def run(*, count: int = 20_000, rounds: int = 3, with_peers: bool = True) -> Result:
     """
     Measure in turns, so that whatever else the machine does hits all alike.
 
     Args:
-        count: Jobs in the queue, each a mail of 2 KB of HTML.
+        count: Jobs in the queue; fewer for peers that are slow.
     """
-    return asyncio.run(_run(count, rounds))
+    return asyncio.run(_run(count, rounds, with_peers))
 
 
-async def _run(count: int, rounds: int) -> Result:
-    columns = ["", "jobs/s", "ratio", "CPU us a job: worker", "PostgreSQL"]
+async def _run(count: int, rounds: int, with_peers: bool) -> Result:
+    columns = ["", "jobs/s", "of the best peer", "CPU us a job: worker", "PostgreSQL"]
     result = Result("noop_drain", QUESTION, columns)
     with running_postgres() as server_url:
         url = await Postroom.make_database(server_url)
-        contenders: list[Contender] = [
+        ours = [
             Postroom(url, None, NO_LIMIT),
             Postroom(url, None, NO_LIMIT, concurrency=CONCURRENCY_BEST),
         ]
+        peers = await peers_on(server_url, result.notes) if with_peers else []
+        fewer = ", ".join(f"{one.package} {one.jobs_max:,}" for one in peers if one.jobs_max < count)
         result.settings |= {
-            "queue": f"{count:,} jobs of 2 KB of HTML",
+            "queue": f"{count:,} jobs of {PAYLOAD_BYTES} bytes; of slow peers fewer: {fewer or 'none'}",
             "figures": f"median of {rounds} rounds in turns (lowest-highest); the process has started before",
             "PostgreSQL": f"{await server_version(server_url)}, fsync on",
             "postroom": "one process; a start mark, a deadline and a log line for each mail",
             "versions": versions("postroom", "asyncpg", "uvloop"),
         }
-        await measure(result, contenders, count, rounds)
+        result.settings |= {peer.package: peer.settings for peer in peers}
+        await measure(result, ours, peers, count, rounds)
     return result
 
 
-async def measure(result: Result, contenders: Sequence[Contender], count: int, rounds: int) -> None:
+async def measure(
+    result: Result, ours: Sequence[Postroom], peers: Sequence[QueuePeer], count: int, rounds: int
+) -> None:
     """Let each contender drain its queue so many times, and put the figures into the table."""
+    contenders: list[Postroom | QueuePeer] = [*ours, *peers]
     measured = {contender.name: Rounds() for contender in contenders}
     for turn in range(rounds):
         for place in range(len(contenders)):
             contender = contenders[(place + turn) % len(contenders)]
-            await drain(contender, count, measured[contender.name])
-    slowest = min(median(own.rates) for own in measured.values())
+            if isinstance(contender, Postroom):
+                await drain(contender, count, measured[contender.name])
+            else:
+                await drain_peer(contender, min(count, contender.jobs_max), measured[contender.name])
+    best = max(
+        (median(measured[peer.name].rates) for peer in peers), default=median(measured[ours[0].name].rates)
+    )
     for name, own in measured.items():
         result.rows.append(
             [
                 name,
                 spread(own.rates),
-                ratio(median(own.rates), slowest),
+                f"{median(own.rates) / best:.2f}x",
                 f"{median(own.cpu_us):.0f}",
                 f"{median(own.server_cpu_us):.0f}",
             ]
@@ -89,23 +103,35 @@ async def measure(result: Result, contenders: Sequence[Contender], count: int, r
         result.measured[name] = vars(own)
 
 
-async def drain(contender: Contender, count: int, into: Rounds) -> None:
+async def drain(contender: Postroom, count: int, into: Rounds) -> None:
     """
-    Fill a contender's queue, give the word, wait for the end, and check that nothing is left.
+    Fill our queue, give the word, wait for the end, and check that nothing is left.
 
     Its driver answers the word, once nothing is left, with a JSON object that has `cpu_s`.
     """
-    await fill(contender, count, count // 3)
+    await fill(contender, count, count // 3, mails.short_html(PAYLOAD_BYTES))
     with contender.running("drain") as worker:
-        connection = await asyncpg.connect(contender.database_url)
-        try:
-            before_s = server_cpu_s(connection.get_server_pid())
-            took_s, said = await asyncio.to_thread(worker.work)
-            used_s = server_cpu_s(connection.get_server_pid()) - before_s
-        finally:
-            await connection.close()
+        await _work(contender.database_url, worker, count, into)
     if unsent := await contender.unsent():
         raise RuntimeError(f"{contender.name}: of {count} jobs {unsent} are not marked as done")
-    into.rates.append(count / took_s)
+
+
+async def drain_peer(peer: QueuePeer, count: int, into: Rounds) -> None:
+    """The same with a peer, whose driver waits itself until no job is left that is not done."""
+    await asyncio.to_thread(peer.fill, count)
+    await peer.vacuum()
+    with peer.running("drain", count=count) as worker:
+        await _work(peer.database_url, worker, count, into)
+
+
+async def _work(database_url: str, worker: Program, count: int, into: Rounds) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        before_s = server_cpu_s(connection.get_server_pid())
+        took_s, said = await asyncio.to_thread(worker.work)
+        used_s = server_cpu_s(connection.get_server_pid()) - before_s
+    finally:
+        await connection.close()
+    into.rates.append(count / said.get("took_s", took_s))
     into.cpu_us.append(said["cpu_s"] * 1e6 / count)
     into.server_cpu_us.append(used_s * 1e6 / count)

@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +65,17 @@ def log_path(driver: str) -> Path:
 
 
 @contextmanager
-def running(driver: str, settings: Mapping[str, object]) -> Iterator[Program]:
+def running(
+    driver: str, settings: Mapping[str, object], command: Sequence[str] | None = None
+) -> Iterator[Program]:
     """
     Start bench/drivers/<driver>.py with settings, and end it with the block.
 
     Its log goes to log_path(driver), with those of others that run beside it.
     To write it is a part of the work.
+
+    Args:
+        command: What starts it, where that is not this Python.
     """
     RESULTS.mkdir(exist_ok=True)
     path = log_path(driver)
@@ -78,7 +83,7 @@ def running(driver: str, settings: Mapping[str, object]) -> Iterator[Program]:
     with path.open("ab") as log:
         log.truncate(0)
         process = subprocess.Popen(
-            [sys.executable, str(DRIVERS / f"{driver}.py"), json.dumps(settings)],
+            [*(command or (sys.executable, str(DRIVERS / f"{driver}.py"))), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,20 +1,24 @@
 """
 Runs benchmarks and prints a table for each: `make bench`, or `.venv/bin/python bench/run.py NAME…`.
 
-Each is a module beside this one with a function run() -> Result, and answers one question. The results
-are also appended to bench/.results/NAME.jsonl.
+Each is a module beside this one with a function run() -> Result, and answers one question. What follows a
+name as `key=value` goes to its run(): `noop_drain count=5000 rounds=1 with_peers=False`. The results are also
+appended to bench/.results/NAME.jsonl; at the end each one's time is listed.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+import time
 from pathlib import Path
 
 NAMES = (
     "cleanup",
     "email_drain",
     "email_latency",
+    "enqueue",
     "held_snapshot",
     "history",
     "limits",
@@ -22,21 +26,38 @@ NAMES = (
     "noop_drain",
     "smtp_client",
     "webhook_intake",
+    "webhook_sql",
     "workers",
 )
 
 
-def main(names: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Run the benchmarks of these names, all where there is none."""
+    asked: dict[str, dict[str, object]] = {}
+    for word in words:
+        key, is_setting, value = word.partition("=")
+        if not is_setting:
+            asked[word] = {}
+        elif asked:
+            asked[list(asked)[-1]][key] = ast.literal_eval(value)
+        else:
+            print(f"{word} follows no benchmark's name", file=sys.stderr)
+            return 2
+    names = list(asked)
     if unknown := sorted(set(names) - set(NAMES)):
         print(f"{unknown[0]} is no benchmark; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     # As a script we see the folder of this file, and its modules are bench.*.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    took_s = {}
     for name in names or NAMES:
-        result = importlib.import_module(f"bench.{name}").run()
+        began_s = time.monotonic()
+        result = importlib.import_module(f"bench.{name}").run(**asked.get(name, {}))
+        took_s[name] = time.monotonic() - began_s
         print(result.text(), flush=True)
         result.save()
+    for name, seconds in took_s.items():
+        print(f"{name:<16}{seconds:6.0f} s")
     return 0
 
 
