@@ -34,8 +34,8 @@ check: $(SETUP) ## format, lint, types
 	    $(BIN)/sqlfluff lint --nocolor --disable-progress-bar --processes 2 src/postroom/sql; \
 	fi
 
-bench: $(SETUP) $(PEERS) ## measure the speed against the peers
-	$(BIN)/python bench/run.py
+bench: $(SETUP) $(PEERS) ## measure the speed against the peers (BENCH="noop_drain count=5000 rounds=1 enqueue")
+	$(BIN)/python bench/run.py $(BENCH)
 
 chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and doubled (SEED=, SECONDS=, SABOTAGE=1)
 	$(if $(SABOTAGE),,$(BIN)/pytest -m chaos -n $(TEST_PROCESSES) --dist worksteal --timeout 1000 --session-timeout 1000)
@@ -53,6 +53,10 @@ lock: $(SETUP) ## put the dependencies of pyproject.toml into the lock files, an
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group dev --extra alerts --extra otel --extra psycopg -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group bench -c requirements.lock \
 	    -o bench/requirements.lock pyproject.toml
+	@for peer in bench/peers/*.in; do \
+	    $(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) \
+	        $$(grep -q '^oban' $$peer && echo --python-version 3.12) -o $${peer%.in}.lock $$peer; \
+	done
 
 upgrade: UPGRADE := --upgrade
 upgrade: lock ## the same with the newest versions that pyproject.toml allows
