@@ -54,8 +54,8 @@ lock: $(SETUP) ## put the dependencies of pyproject.toml into the lock files, an
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group bench -c requirements.lock \
 	    -o bench/requirements.lock pyproject.toml
 	@for peer in bench/peers/*.in; do \
-	    $(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) \
-	        $$(grep -q '^oban' $$peer && echo --python-version 3.12) -o $${peer%.in}.lock $$peer; \
+	    flags="$(LOCK_FLAGS)"; case $$peer in */oban.in) flags="$(subst 3.11,3.12,$(LOCK_FLAGS))";; esac; \
+	    $(BIN)/uv pip compile --quiet $(UPGRADE) $$flags -o $${peer%.in}.lock $$peer; \
 	done
 
 upgrade: UPGRADE := --upgrade

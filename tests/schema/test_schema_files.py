@@ -142,3 +142,23 @@ def test_a_difference_is_named(database_url: str) -> None:
             found = differences(before, catalog_of(connection), names=("one", "other"))
             connection.rollback()
             assert any(entry.startswith(named) and difference in entry for entry in found), (change, found)
+
+
+async def test_bodies_are_compressed_by_lz4_where_the_server_has_it(debian15_url: str) -> None:
+    """By the columns' own setting, whatever the server's default is."""
+    await migrate(debian15_url)
+    with psycopg.connect(debian15_url) as db:
+        (has,) = db.execute(
+            "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
+        ).fetchall()[0]
+        found = db.execute(
+            """
+            SELECT attname FROM pg_attribute
+            WHERE attcompression = 'l' AND attrelid IN (
+                'public.email_queue'::regclass, 'public.webhook_retry_queue'::regclass,
+                'postroom.webhook_requests'::regclass
+            )
+            ORDER BY attname
+            """
+        ).fetchall()
+        assert found == ([("body",), ("html",), ("payload",), ("text",)] if has else [])
