@@ -63,9 +63,11 @@ async def test_an_insert_calls_a_worker_that_sleeps_and_no_other(
     listener = await connect()
     await listener.connection.add_listener(f"postroom_{queue}", lambda *call: calls.append(call[2]))
     await listener.connection.add_listener("end", lambda *call: calls.append(call[2]))
-    await sql.worker(queue)
+    worker = await sql.worker(queue)
     await sql.insert(queue)
-    await sql.execute("UPDATE postroom.workers SET asleep = true")
+    await sql.execute(
+        "SELECT postroom.register_worker($1, $2, 'host', 1, '0', true, true, '{}')", worker.id, queue.name
+    )
     await sql.insert(queue)
     await sql.execute("UPDATE postroom.workers SET seen_at = now() - interval '2 minutes'")
     await sql.insert(queue)
@@ -74,6 +76,32 @@ async def test_an_insert_calls_a_worker_that_sleeps_and_no_other(
         while "end" not in calls:
             await listener.fetchval("SELECT 1")
     assert calls == [f"postroom_{queue}", "end"]
+
+
+async def test_an_insert_looks_for_no_worker_while_none_is_asleep(sql: Session, queue: Queue) -> None:
+    """It reads the workers' table only until a moment that the last one to lie down has named."""
+    worker = await sql.worker(queue)
+
+    async def read_by_an_insert() -> int:
+        read = """
+            SELECT sum(pg_stat_get_xact_blocks_fetched(relation.oid))::integer
+            FROM pg_class AS relation
+            LEFT JOIN pg_index AS of_table ON of_table.indexrelid = relation.oid
+            WHERE 'postroom.workers'::regclass IN (relation.oid, of_table.indrelid)
+        """
+        async with sql.transaction():
+            before: int = await sql.fetchval(read)
+            await sql.insert(queue)
+            after: int = await sql.fetchval(read)
+        return after - before
+
+    assert await read_by_an_insert() == 0
+    await sql.execute(
+        "SELECT postroom.register_worker($1, $2, 'host', 1, '0', true, true, '{}')", worker.id, queue.name
+    )
+    assert await read_by_an_insert() > 0
+    await sql.execute(f"SELECT setval('postroom.{queue}_sleepers', 1700000000)")
+    assert await read_by_an_insert() == 0
 
 
 async def test_an_insert_may_say_null_where_old_projects_do(sql: Session, queue: Queue) -> None:

@@ -288,7 +288,8 @@ BEGIN
 END;
 $$;
 
--- register_worker: a worker says who it is, again and again: this is its heartbeat as well.
+-- register_worker: a worker says who it is, again and again: this is its heartbeat as well. Who lies down says first until
+-- when an INSERT must look for him: as long as wake takes his word for it.
 CREATE OR REPLACE FUNCTION postroom.register_worker(
     p_worker  uuid,
     p_queue   text,
@@ -305,6 +306,11 @@ SET search_path = ''
 SET enable_seqscan = off
 AS $$
 BEGIN
+    IF p_asleep THEN
+        PERFORM setval(
+            format('postroom.%I', p_queue || '_sleepers')::regclass, ceil(extract(EPOCH FROM clock_timestamp()))::bigint + 11
+        );
+    END IF;
     UPDATE postroom.workers
     SET seen_at = clock_timestamp(), asleep = p_asleep, settled = p_settled, generation = workers.generation + 1
     WHERE workers.id = p_worker
@@ -406,7 +412,8 @@ BEGIN
 END;
 $$;
 
--- wake_on_insert: the trigger that calls the sleepers.
+-- wake_on_insert: the trigger that calls the sleepers. Its WHEN asks whether there may be one: looking for him takes 13 us
+-- of the 45 of an INSERT, and most are queued while all are at work. Who may not read the sequence looks.
 --
 -- SECURITY DEFINER, since whoever may insert an e-mail has no right to read postroom.workers; it takes
 -- no argument from its caller but the name of the queue in the trigger's own definition.
@@ -500,7 +507,12 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
 
 CREATE OR REPLACE TRIGGER postroom_wake
     AFTER INSERT ON public.email_queue
-    FOR EACH STATEMENT EXECUTE FUNCTION postroom.wake_on_insert('email');
+    FOR EACH STATEMENT
+    WHEN (
+        NOT has_sequence_privilege('postroom.email_sleepers'::regclass, 'SELECT')
+        OR COALESCE(pg_sequence_last_value('postroom.email_sleepers'::regclass), 0) >= extract(EPOCH FROM clock_timestamp())
+    )
+    EXECUTE FUNCTION postroom.wake_on_insert('email');
 
 ALTER TABLE public.email_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();
 
@@ -526,6 +538,11 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
 
 CREATE OR REPLACE TRIGGER postroom_wake
     AFTER INSERT ON public.webhook_retry_queue
-    FOR EACH STATEMENT EXECUTE FUNCTION postroom.wake_on_insert('webhook');
+    FOR EACH STATEMENT
+    WHEN (
+        NOT has_sequence_privilege('postroom.webhook_sleepers'::regclass, 'SELECT')
+        OR COALESCE(pg_sequence_last_value('postroom.webhook_sleepers'::regclass), 0) >= extract(EPOCH FROM clock_timestamp())
+    )
+    EXECUTE FUNCTION postroom.wake_on_insert('webhook');
 
 ALTER TABLE public.webhook_retry_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();
