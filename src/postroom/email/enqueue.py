@@ -86,14 +86,17 @@ class Email:
         given = dict(fields)
         if "from" in given:
             given["from_email"] = given.pop("from")
-        known = [attribute.name for attribute in fields_of(cls)]
         for name in given:
-            if name not in known:
-                raise InvalidEmail(str(name)[:80], f"is no field of an e-mail; there are {', '.join(known)}")
+            if name not in _FIELDS:
+                known = ", ".join(_FIELDS)
+                raise InvalidEmail(str(name)[:80], f"is no field of an e-mail; there are {known}")
         for name in ("to", "subject"):
             if name not in given:
                 raise InvalidEmail(name, "is missing")
         return cls(**given)
+
+
+_FIELDS = {attribute.name: None for attribute in fields_of(Email)}
 
 
 @dataclass(frozen=True, slots=True)
