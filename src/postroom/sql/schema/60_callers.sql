@@ -384,15 +384,20 @@ BEGIN
         WHEN enqueue_email.reply_to !~ '^$|@' THEN 'reply_to: must be an address, such as ada@example.com'
         WHEN enqueue_email.max_attempts < 1 THEN 'max_attempts: must be 1 or more'
         WHEN jsonb_typeof(enqueue_email.headers) <> 'object' THEN 'headers: must be an object of names and values'
-        WHEN EXISTS (
+        WHEN jsonb_typeof(enqueue_email.metadata) <> 'object' THEN 'metadata: must be an object'
+    END;
+    -- Apart: with a subquery in it the CASE above would be a query, planned and run at every call.
+    IF v_wrong IS NULL AND enqueue_email.headers IS NOT NULL THEN
+        IF EXISTS (
             SELECT 1
             FROM jsonb_each(enqueue_email.headers) AS header (name, value)
             WHERE header.name !~ '^[!-9;-~]{1,76}$'
                 OR jsonb_typeof(header.value) <> 'string'
                 OR header.value #>> '{}' ~ '[\n\r]'
-        ) THEN 'headers: each must be a name of letters, digits and dashes with one line of text'
-        WHEN jsonb_typeof(enqueue_email.metadata) <> 'object' THEN 'metadata: must be an object'
-    END;
+        ) THEN
+            v_wrong := 'headers: each must be a name of letters, digits and dashes with one line of text';
+        END IF;
+    END IF;
     IF v_wrong IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = v_wrong;
     END IF;
