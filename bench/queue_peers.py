@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ class QueuePeer:
     Attributes:
         environment: Its lock file's name; `node` for those in JavaScript.
         driver: Below bench/drivers (Python) or bench/peers (JavaScript).
-        options: Its settings, those that proved best; `others` were tried too.
+        options: Its settings.
         source: Where the settings come from.
         python: The oldest Python that it runs on.
         jobs_max: So many jobs are enough to time the slow ones.
@@ -55,7 +55,6 @@ class QueuePeer:
     driver: str
     options: dict[str, Any]
     source: str
-    others: Sequence[dict[str, Any]] = ()
     python: tuple[int, int] = (3, 11)
     jobs_max: int = 20_000
     database_url: str = field(default="", compare=False)
@@ -158,12 +157,7 @@ PEERS = (
         "node",
         "graphile_worker.mjs",
         {"concurrentJobs": 24, "localQueueSize": 500, "batchDelay": 0},
-        "its perfTest: localQueue and batched completion",
-        [
-            {"concurrentJobs": 24, "localQueueSize": 0, "batchDelay": -1},
-            {"concurrentJobs": 100, "localQueueSize": 500, "batchDelay": 0},
-            {"concurrentJobs": 24, "localQueueSize": 1000, "batchDelay": 1},
-        ],
+        "worker.graphile.org/docs/performance",
     ),
     QueuePeer(
         "pg-boss",
@@ -171,15 +165,13 @@ PEERS = (
         "pg_boss.mjs",
         {"batchSize": 1000, "localConcurrency": 4},
         "its manual: batchSize, localConcurrency, burstWhenBatchFull",
-        [{"batchSize": 250, "localConcurrency": 4}, {"batchSize": 1000, "localConcurrency": 1}],
     ),
     QueuePeer(
         "pgqueuer",
         "pgqueuer",
         "pgqueuer_peer.py",
         {"batch_size": 250},
-        "its benchmark's pages: larger batches",
-        [{"batch_size": 10}, {"batch_size": 100}, {"batch_size": 1000}],
+        "its default is 10; larger batches are faster",
     ),
     QueuePeer(
         "procrastinate",
@@ -187,7 +179,6 @@ PEERS = (
         "procrastinate_peer.py",
         {"concurrency": 10, "delete_jobs": "never"},
         "its manual: concurrency for asynchronous jobs; it fetches them one by one",
-        [{"concurrency": 30, "delete_jobs": "never"}, {"concurrency": 10, "delete_jobs": "always"}],
         jobs_max=2_000,
     ),
     QueuePeer(
@@ -196,7 +187,6 @@ PEERS = (
         "chancy_peer.py",
         {"concurrency": 1000, "polling_interval": 1, "eager_polling": True},
         "its manual: AsyncExecutor, eager_polling",
-        [{"concurrency": 100, "polling_interval": 1, "eager_polling": True}],
         jobs_max=5_000,
     ),
     QueuePeer(
@@ -205,7 +195,6 @@ PEERS = (
         "oban_peer.py",
         {"limit": 200},
         "its manual: the queue's limit",
-        [{"limit": 20}, {"limit": 1000}],
         python=(3, 12),
         jobs_max=10_000,
     ),
