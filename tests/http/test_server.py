@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -139,6 +140,53 @@ async def test_a_head_that_never_ends_is_refused(served: Served) -> None:
         answer = await _raw(served.url, request)
         assert answer.startswith(b"HTTP/1.1 400 ")
     assert (await served.client.get("/healthz")).status_code == 200
+
+
+async def test_empty_lines_keep_no_connection(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answered request, an empty line and silence: it is cut off, or 800 of them would close the door."""
+    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    reader, writer = await asyncio.open_connection(*_parts(served.url))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.write(b"\r\n")
+    await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+
+
+async def test_an_empty_line_after_a_request_withholds_no_answer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As old clients write one behind a body: the attempt may take longer than a request may."""
+    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    going_on = asyncio.Event()
+
+    async def take_long(_: object) -> str:
+        going_on.set()
+        await asyncio.sleep(0.8)
+        return "250 ok"
+
+    served.recorder.behave = take_long
+    body = json.dumps(MAIL).encode()
+    head = f"POST {SEND} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*_parts(served.url))
+    writer.write(head.encode() + body)
+    await going_on.wait()
+    writer.write(b"\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_an_answer_is_one_piece(served: Served) -> None:
+    """Head and body in one packet; a head that no body follows goes out as well."""
+    reader, writer = await asyncio.open_connection(*_parts(served.url))
+    for method in (b"GET", b"HEAD"):
+        writer.write(method + b" /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(65536), 20)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 ")
+        assert bool(body) == (method == b"GET")
+    writer.close()
 
 
 async def test_what_is_no_http_is_refused(served: Served) -> None:

@@ -8,7 +8,7 @@ import socket
 from asyncio import TimerHandle
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -29,6 +29,8 @@ CONNECTIONS_CLOSED_BEYOND = 50
 
 PIPELINED_MAX = 16
 """Requests that one client sends before it has the answer to the first; no known client sends two."""
+
+_HEAD, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100 "
 
 KEEP_ALIVE_S = 65
 DRAIN_S = 90
@@ -98,28 +100,31 @@ class _Protocol(HttpToolsProtocol):
     uvicorn's, which waits for a slow request for ever, and keeps a head of any size and any number of
     requests.
 
-    The clock runs from a connection's beginning, or a request's, to the request's last byte.
+    The clock runs from a connection's beginning, or a request's first piece, to the request's last byte;
+    a request that comes in one piece starts none.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._too_slow: TimerHandle | None = None
-        self._head_bytes = 0
-        self._unseen_bytes = 0
+        self._is_coming = False
+        self._bodiless_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _HeadWithBody(transport)))
         if len(self.connections) > CONNECTIONS_MAX + CONNECTIONS_CLOSED_BEYOND:
             transport.abort()
             return
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:
-        # The parser tells of a header, or a trailer, when it is whole: until then it keeps what comes.
-        self._unseen_bytes += len(data)
+        # The parser keeps a head, or what follows a body, until it is whole, and skips empty lines for ever.
+        self._bodiless_bytes += len(data)
         super().data_received(data)
-        if self._unseen_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response("Invalid HTTP request received.")
+        if self._is_coming or self._bodiless_bytes:
+            self._start_clock()
+            if self._bodiless_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+                self.send_400_response("Invalid HTTP request received.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
@@ -127,31 +132,30 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = self._unseen_bytes = 0
-        self._start_clock()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+        self._is_coming = True
 
     def on_headers_complete(self) -> None:
+        head_bytes = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+        if head_bytes > HEAD_BYTES_MAX:
+            raise ValueError("the head of the request is too large")  # uvicorn answers 400 and closes
         if len(self.pipeline) >= PIPELINED_MAX:
             # uvicorn reads on whenever one is answered: 14,000 requests fit into what it reads at once.
             raise ValueError("too many requests before the first answer")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._unseen_bytes = 0
+        self._bodiless_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._unseen_bytes = 0
+        self._is_coming = False
+        self._bodiless_bytes = 0
         self._stop_clock()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        cast(_HeadWithBody, self.transport).flush()  # one without a body
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer and close; where an answer is owed to an earlier request, close without one."""
@@ -159,12 +163,6 @@ class _Protocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().send_400_response(msg)
-
-    def _count(self, head_bytes: int) -> None:
-        self._unseen_bytes = 0
-        self._head_bytes += head_bytes
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise ValueError("the head of the request is too large")  # uvicorn answers 400 and closes
 
     def _start_clock(self) -> None:
         if self._too_slow is None:
@@ -177,8 +175,45 @@ class _Protocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._too_slow = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        is_owed = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.is_closing() or (is_owed and not self._is_coming):
+            return  # an empty line after a request is no reason to withhold its answer
+        self.transport.close()
+
+
+class _HeadWithBody:
+    """
+    A transport that keeps an answer's head until the first piece of its body, as ASGI demands.
+
+    uvicorn writes them one after the other, and uvloop sends each at once: two calls to the system and two
+    packets, 9 us of a request's 90 and 4 more of whoever reads them.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        elif data.startswith(_HEAD) and not data.startswith(_CONTINUE):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 async def _stop(server: _Server, app: Starlette, stop: asyncio.Event) -> None:
