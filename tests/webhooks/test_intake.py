@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from postroom.webhooks.event import IncomingEvent
-from postroom.webhooks.intake import LINE_EVENTS_MAX, Intake, LineFull
+from postroom.webhooks.intake import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, LINE_EVENTS_MAX, Intake, LineFull
 from postroom.webhooks.request import Headers, WebhookRequest
 
 
@@ -27,9 +27,9 @@ class SlowKeeper:
         return {event.id for event in events}
 
 
-def event() -> IncomingEvent:
+def event(body: bytes = b"{}") -> IncomingEvent:
     """One as small as can be."""
-    request = WebhookRequest("POST", "http://localhost/webhooks/x", Headers(), b"{}")
+    request = WebhookRequest("POST", "http://localhost/webhooks/x", Headers(), body)
     return IncomingEvent(uuid4(), "x", None, None, request, "/webhooks/x")
 
 
@@ -67,3 +67,44 @@ async def test_an_event_that_comes_just_when_the_writers_end_is_stored() -> None
     await asyncio.wait_for(asyncio.gather(*providers), 5)
     await intake.close()
     assert len(keeper.kept) == 3
+
+
+class SizedKeeper:
+    """Notes how many batches there are at once, and of which sizes."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.sizes: list[int] = []
+
+    async def keep(self, events: Sequence[IncomingEvent]) -> set[UUID]:
+        """All of them are new."""
+        self.sizes.append(len(events))
+        await self.may.wait()
+        return {event.id for event in events}
+
+
+async def test_a_second_insert_goes_beside_a_full_one_alone() -> None:
+    """What comes while one is stored gathers; a full one, or a long body, lets the next go beside it."""
+    keeper = SizedKeeper()
+    intake = Intake(keeper)
+    waiting = [asyncio.create_task(intake.keep(event())) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.create_task(intake.keep(event())) for _ in range(BATCH_EVENTS_MAX + 7)]
+    await asyncio.sleep(0.01)
+    assert keeper.sizes == [3]
+    keeper.may.set()
+    await asyncio.gather(*waiting)
+    assert keeper.sizes == [3, BATCH_EVENTS_MAX, 7]
+
+    keeper.may.clear()
+    waiting = [asyncio.create_task(intake.keep(event(b"x" * BATCH_BYTES_MAX)))]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.create_task(intake.keep(event())) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    waiting.append(asyncio.create_task(intake.keep(event())))
+    await asyncio.sleep(0.01)
+    assert keeper.sizes[3:] == [1, 2]
+    keeper.may.set()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    await intake.close()
+    assert keeper.sizes[3:] == [1, 2, 1]
