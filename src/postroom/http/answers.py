@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import asyncpg
@@ -43,6 +43,18 @@ def error_answer(status: int, error: str, headers: Mapping[str, str] | None = No
     return json_answer({"error": error}, status, headers)
 
 
+async def response_to(error: Exception, request: Request) -> Response:
+    """
+    What answers an error of one of the kinds in HANDLERS; any other is raised again.
+
+    Starlette does this for the routes.
+    """
+    handler = next((HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS), None)
+    if handler is None:
+        raise error
+    return await handler(request, error)
+
+
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return error_answer(error.status, error.error, error.headers)
@@ -78,7 +90,7 @@ async def _gone(_: Request, error: Exception) -> Response:  # noqa: ARG001
     return error_answer(400, "the request was cut off")
 
 
-HANDLERS = {
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     Refused: _refused,
     HTTPException: _http,
     InvalidEmail: _invalid,

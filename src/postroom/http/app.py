@@ -38,14 +38,13 @@ def app(room: Room) -> Starlette:
         finally:
             await doors.close()
 
-    middleware = [Middleware(Outside), Middleware(Cors)]
+    middleware = [Middleware(Outside), Middleware(Cors), Middleware(webhooks.Door, doors)]
     if room.telemetry is not None:
         from postroom.telemetry.door import TracedDoor
 
         sources = frozenset(doors.sources)
         middleware.insert(0, Middleware(TracedDoor, telemetry=room.telemetry, sources=sources))
     made = Starlette(
-        # They are tried in this order: providers come in crowds.
         routes=[
             *webhooks.ROUTES,
             *emails.ROUTES,

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from postroom.email.address import kind_of
 from postroom.http.answers import Refused
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
 
-
 SMALL_BYTES = 64 * 1024
 STRANGERS_BYTES_MAX = 128 * 1024 * 1024
 
 
 class Share:
-    """What one request takes of StrangersBodies."""
+    """What one request takes of StrangersBodies, until it gives it back."""
 
     def __init__(self, bodies: StrangersBodies) -> None:
         self._bodies = bodies
@@ -56,40 +54,38 @@ class StrangersBodies:
     def __init__(self) -> None:
         self.held_bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """Room for one request, for as long as its body is held."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            share.give_back()
-
 
 async def read_body(
-    request: Request, *, bytes_max: int = BODY_BYTES_MAX, share: Share | None = None
+    receive: Receive, announced: str | None, *, bytes_max: int = BODY_BYTES_MAX, share: Share | None = None
 ) -> bytes:
     """
     The body as it came.
 
     Args:
+        announced: The header content-length.
         share: Where its sender has shown no key.
 
     Raises:
         Refused: It is longer than `bytes_max` (413), of which no more is ever kept; or there is no room
             for it (503).
+        ClientDisconnect: The rest of it will not come.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > bytes_max:
+    if announced is not None and announced.isdecimal() and int(announced[:20]) > bytes_max:
         raise _too_long(bytes_max)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
+    gathered = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        size = len(gathered) + len(chunk)
+        if size > bytes_max:
             raise _too_long(bytes_max)
         if share is not None:
-            share.grow(len(body))
-    return bytes(body)
+            share.grow(size)
+        if not message.get("more_body"):
+            return bytes(gathered + chunk) if gathered else chunk
+        gathered += chunk
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -99,7 +95,7 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     Raises:
         Refused: It is too long (413), no JSON, or no object (400).
     """
-    body = await read_body(request)
+    body = await read_body(request.receive, request.headers.get("content-length"))
     if not body.strip():
         raise Refused(400, "the body is empty; send a JSON object")
     try:

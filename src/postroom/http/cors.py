@@ -31,7 +31,7 @@ class Cors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or not _path(scope).startswith(PREFIX):
+        if scope["type"] != "http" or not path_of(scope).startswith(PREFIX):
             await self._app(scope, receive, send)
             return
 
@@ -51,7 +51,7 @@ class Cors:
             await self._app(scope, receive, send_with_headers)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """The path below where the application is mounted."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")

@@ -29,6 +29,7 @@ class Doors:
 
     Attributes:
         sources: Who may send webhooks, by name.
+        public_url: The address that providers call, without a slash at its end.
         stopping: Set when the server is about to end: nothing new is begun.
         strangers_bodies: How much of the events' bodies is held at once.
         exposition: What /metrics says.
@@ -42,6 +43,7 @@ class Doors:
         self.keyring = Keyring(room)
         self.readiness = Readiness(room)
         self.sources = room.sources
+        self.public_url = (room.settings.public_url or "http://localhost").rstrip("/")
         self.stopping = asyncio.Event()
         self.strangers_bodies = StrangersBodies()
         self.exposition = Exposition(room)
@@ -96,8 +98,8 @@ class Doors:
         Raises:
             DatabaseUnavailable: The database is away.
         """
-        await self.room.open()
         if self._intake is None:
+            await self.room.open()
             self._intake = Intake(WebhookStore(self.room.database))
         return self._intake
 

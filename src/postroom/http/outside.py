@@ -54,7 +54,11 @@ class Outside:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = {name for name, _ in message["headers"]}
-                message["headers"].extend(one for one in added if one[0] not in own)
+                missing = [one for one in added if one[0] not in own]
+                message = {
+                    **message,
+                    "headers": [*message["headers"], *missing],
+                }  # an answer may be sent again
             await send(message)
 
         try:

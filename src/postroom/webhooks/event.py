@@ -76,11 +76,8 @@ def _form_as_json(fields: tuple[tuple[str, str], ...]) -> str | None:
 
 def headers_object(headers: Headers) -> str:
     """Headers as old callers read them: names in lower case, repeated ones joined."""
-    collected: dict[str, str] = {}
-    for name, value in headers:
-        name = name.lower()
-        collected[name] = f"{collected[name]}, {value}" if name in collected else value
-    return orjson.dumps(collected).decode()
+    joined = {name: ", ".join(values) for name, values in headers.by_name().items()}
+    return orjson.dumps(joined).decode()
 
 
 def headers_list(headers: Headers) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
@@ -38,15 +38,35 @@ class Headers:
 
     def __init__(self, fields: Iterable[tuple[str | bytes, str | bytes]] = ()) -> None:
         self._fields = [(_latin1(name), _latin1(value).strip(" \t")) for name, value in fields]
+        self._by_name: dict[str, tuple[str, ...]] | None = None
+
+    @classmethod
+    def of_bytes(cls, fields: Iterable[tuple[bytes, bytes]]) -> Self:
+        """The same of fields as ASGI has them, in a quarter of the time."""
+        headers = cls()
+        headers._fields = [
+            (name.decode("latin-1"), value.decode("latin-1").strip(" \t")) for name, value in fields
+        ]
+        return headers
 
     def all(self, name: str) -> tuple[str, ...]:
         """The values of a field, in their order."""
-        name = name.lower()
-        return tuple([value for own, value in self._fields if own.lower() == name])
+        return self.by_name().get(name.lower(), ())
 
     def first(self, name: str) -> str | None:
         """The first value of a field."""
-        return next(iter(self.all(name)), None)
+        values = self.all(name)
+        return values[0] if values else None
+
+    def by_name(self) -> Mapping[str, tuple[str, ...]]:
+        """The values of each field, by its name in lower case."""
+        if self._by_name is None:
+            found: dict[str, tuple[str, ...]] = {}
+            for name, value in self._fields:
+                name = name.lower()
+                found[name] = (*found[name], value) if name in found else (value,)
+            self._by_name = found
+        return self._by_name
 
     def with_field(self, name: str, value: str) -> Headers:
         """The same with this field, in place of all of its name."""

@@ -134,9 +134,10 @@ class Scheme(ABC):
             ConfigError: A secret has not this scheme's form.
         """
         claim = self.read(request)
-        fits = (index for index, secret in enumerate(secrets) if self.holds(claim, secret))
-        index = next(fits, None)
-        if index is None:
+        for index, secret in enumerate(secrets):  # noqa: B007  which one it was is told
+            if self.holds(claim, secret):
+                break
+        else:
             raise SignatureError(
                 SignatureReason.MISMATCH,
                 "the signature is that of another body or of another secret",
@@ -196,9 +197,11 @@ class HmacScheme(Scheme):
 
     def holds_by_key(self, claim: Claim, key: bytes) -> bool:
         """Whether the claim holds by the key that a secret stands for."""
-        expected = self.expected(claim, key)
-        held = any(hmac.compare_digest(one, other) for one in expected for other in claim.signatures)
-        return held and all(self.holds_by_key(further, key) for further in claim.also)
+        for expected in self.expected(claim, key):
+            for signature in claim.signatures:
+                if hmac.compare_digest(expected, signature):
+                    return not claim.also or all(self.holds_by_key(further, key) for further in claim.also)
+        return False
 
     def expected(self, claim: Claim, key: bytes) -> list[bytes]:
         """The signatures of which one would hold."""
