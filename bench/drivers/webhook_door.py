@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -19,10 +20,26 @@ from postroom.cli.garbage import collect_seldom
 from postroom.http import app
 from postroom.http.server import serve
 from postroom.room import Room
-from postroom.webhooks import intake
 from postroom.webhooks.event import IncomingEvent
+from postroom.webhooks.store import WebhookStore
 
 SINGLE_INSERTS_AT_ONCE = 10
+
+
+class EachAlone:
+    """An insert for each event, some at once."""
+
+    def __init__(self, store: WebhookStore) -> None:
+        self._store = store
+        self._free = asyncio.Semaphore(SINGLE_INSERTS_AT_ONCE)
+
+    async def keep(self, event: IncomingEvent) -> bool:
+        """Store it."""
+        async with self._free:
+            return event.id in await self._store.keep([event])
+
+    async def close(self) -> None:
+        """Nothing is under way when the server has ended."""
 
 
 class Nowhere:
@@ -42,12 +59,7 @@ async def main(settings: dict[str, Any]) -> None:
         database_url=settings["database_url"], stripe_webhook_secret=settings["secret"], log_format="json"
     )
     log.configure(room.settings.log_format, room.settings.log_level)
-    if settings["mode"] == "single":
-        intake.BATCH_EVENTS_MAX = 1
-        intake.WRITERS = SINGLE_INSERTS_AT_ONCE
     made = app(room)
-    if settings["mode"] == "none":
-        made.state.doors._intake = Nowhere()
     stop = asyncio.Event()
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     words = asyncio.StreamReader()
@@ -58,12 +70,16 @@ async def main(settings: dict[str, Any]) -> None:
         collect_seldom()
         print("ready", flush=True)
         await words.readline()
-        print(json.dumps({"url": await address}), flush=True)
+        print(json.dumps({"url": await address, "pid": os.getpid()}), flush=True)
         await words.read()
         stop.set()
 
     obeying = asyncio.create_task(obey())
     async with room:
+        if settings["mode"] == "single":
+            made.state.doors._intake = EachAlone(WebhookStore(room.database))
+        if settings["mode"] == "none":
+            made.state.doors._intake = Nowhere()
         await serve(made, "127.0.0.1", 0, ready=address.set_result, stop=stop)
     await obeying
 
