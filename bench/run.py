@@ -20,6 +20,7 @@ NAMES = (
     "email_latency",
     "enqueue",
     "held_snapshot",
+    "http_enqueue",
     "history",
     "limits",
     "memory",

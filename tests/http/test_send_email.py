@@ -56,6 +56,50 @@ async def test_the_same_key_queues_one_email(served: Served) -> None:
     assert len({answer.json()["queue_id"] for answer in answers}) == len(await served.rows()) == 1
 
 
+async def test_emails_that_come_at_once_are_queued_together(served: Served) -> None:
+    """What comes while a statement runs shares the next one; each has its own row and its own id."""
+    answers = await asyncio.gather(
+        *(served.send(use_queue=True, to=f"ada{n}@example.com") for n in range(40))
+    )
+    rows = {str(row["id"]): row for row in await served.rows()}
+    assert [rows[answer.json()["queue_id"]]["to_email"] for answer in answers] == [
+        f"ada{n}@example.com" for n in range(40)
+    ]
+    assert len({row["created_at"] for row in rows.values()}) < 40
+
+
+async def test_an_email_that_the_database_refuses_stops_no_other(served: Served) -> None:
+    """A trigger of the application's own: that one is 500 with what the database says."""
+    await served.room.database.execute(
+        """
+        CREATE FUNCTION no_thirteen() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.to_email LIKE 'ada13@%' THEN RAISE EXCEPTION 'no thirteen'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER no_thirteen BEFORE INSERT ON email_queue FOR EACH ROW EXECUTE FUNCTION no_thirteen();
+        """
+    )
+    answers = await asyncio.gather(
+        *(served.send(use_queue=True, to=f"ada{n}@example.com") for n in range(40))
+    )
+    assert [n for n, answer in enumerate(answers) if answer.status_code != 200] == [13]
+    assert (answers[13].status_code, "no thirteen" in answers[13].json()["error"]) == (500, True)
+    assert len(await served.rows()) == 39
+
+
+async def test_a_key_that_another_holds_keeps_nobody_waiting(served: Served) -> None:
+    """Who names it waits for the transaction that holds it; the others are queued meanwhile."""
+    async with served.room.database.transaction() as connection:
+        held = await connection.fetchval(
+            "SELECT enqueue_email('ada@example.com', 's', 'h', idempotency_key => 'held')"
+        )
+        waiting = asyncio.create_task(served.send(use_queue=True, idempotency_key="held"))
+        assert (await served.send(use_queue=True)).status_code == 200
+        assert not waiting.done()
+    assert (await waiting).json()["queue_id"] == str(held)
+
+
 async def test_a_direct_email_is_sent_when_the_answer_comes(served: Served) -> None:
     """Without use_queue: one attempt, recorded as a row of its own."""
     answer = await served.send(email_type="receipt")

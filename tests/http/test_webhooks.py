@@ -15,9 +15,9 @@ import stripe
 
 from postroom import Room
 from postroom.jobs import CLEANUP
+from postroom.queue import line
 from postroom.schedule.cleanup import cleanup
 from postroom.testing import signed
-from postroom.webhooks import intake
 from tests.http.conftest import Served, serving, settings_of
 from tests.support.waiting import until
 
@@ -240,7 +240,7 @@ async def test_a_full_line_is_503_and_what_was_in_it_is_stored(
     door: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The provider is told when to come again; nobody waits for a place."""
-    monkeypatch.setattr(intake, "LINE_EVENTS_MAX", 5)
+    monkeypatch.setattr(line, "LINE_MAX", 5)
     async with door.room.database.transaction() as connection:
         await connection.execute("LOCK TABLE webhook_retry_queue IN ACCESS EXCLUSIVE MODE")
         waiting = [asyncio.create_task(post(door, b'{"id":"evt_%d"}' % n)) for n in range(8)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from starlette.requests import Request
 
 from postroom import log
 from postroom.email.direct import DirectSends
+from postroom.email.enqueue import QueueableEmail, enqueue
 from postroom.errors import DatabaseUnavailable
 from postroom.http.auth import Keyring
 from postroom.http.bodies import StrangersBodies
@@ -16,6 +19,7 @@ from postroom.http.exposition import Exposition
 from postroom.http.passes import Passes
 from postroom.http.readiness import Readiness
 from postroom.queue.engine import Engine
+from postroom.queue.line import Line
 from postroom.room import Room
 from postroom.webhooks.intake import Intake
 from postroom.webhooks.store import WebhookStore
@@ -31,6 +35,7 @@ class Doors:
         sources: Who may send webhooks, by name.
         public_url: The address that providers call, without a slash at its end.
         stopping: Set when the server is about to end: nothing new is begun.
+        queueing: Where e-mails wait to be queued together.
         strangers_bodies: How much of the events' bodies is held at once.
         exposition: What /metrics says.
 
@@ -45,6 +50,7 @@ class Doors:
         self.sources = room.sources
         self.public_url = (room.settings.public_url or "http://localhost").rstrip("/")
         self.stopping = asyncio.Event()
+        self.queueing: Line[QueueableEmail, UUID] = Line(self._enqueue)
         self.strangers_bodies = StrangersBodies()
         self.exposition = Exposition(room)
         self._direct: DirectSends | None = None
@@ -68,6 +74,7 @@ class Doors:
         self.stopping.set()
         await self.email_passes.close()
         await self.webhook_passes.close()
+        await self.queueing.close()
         if self._intake is not None:
             await self._intake.close()
         direct, self._direct = self._direct, None
@@ -83,6 +90,10 @@ class Doors:
             if self._direct is None:
                 self._direct = self.room.direct_sends()
         return self._direct
+
+    async def _enqueue(self, emails: Sequence[QueueableEmail]) -> list[UUID]:
+        await self.room.open()
+        return await enqueue(self.room.database, emails)
 
     async def _email_engine(self) -> Engine[Any]:
         return self.room.email_engine()

@@ -26,6 +26,9 @@ OPTIONAL = (
     "reply_to",  # as the column is called
 )
 
+ROW_BYTES = 2_000
+"""What an e-mail takes besides its content, about."""
+
 
 async def send_email(request: Request) -> Response:
     """Queue an e-mail, or attempt it at once and say what came of it."""
@@ -55,8 +58,14 @@ async def process_email_queue(request: Request) -> Response:
 
 
 async def _queue(request: Request, doors: Doors, accepted: AcceptedEmail) -> Response:
-    await doors.room.open()
-    (email_id,) = await enqueue(doors.room.database, [QueueableEmail(accepted)])
+    email = QueueableEmail(accepted)
+    if accepted.idempotency_key is None:
+        size_bytes = len(accepted.html) + len(accepted.text or "") + ROW_BYTES
+        email_id = await doors.queueing.put(email, size_bytes)
+    else:
+        # It waits for whoever holds its key, and nobody is to wait with it.
+        await doors.room.open()
+        (email_id,) = await enqueue(doors.room.database, [email])
     request.state.facts["id"] = str(email_id)
     return json_answer({"queued": True, "queue_id": str(email_id), "message": "Email queued for sending"})
 

@@ -55,10 +55,8 @@ class Outside:
                 status = message["status"]
                 own = {name for name, _ in message["headers"]}
                 missing = [one for one in added if one[0] not in own]
-                message = {
-                    **message,
-                    "headers": [*message["headers"], *missing],
-                }  # an answer may be sent again
+                # A new list: an answer may be given again.
+                message = {**message, "headers": [*message["headers"], *missing]}
             await send(message)
 
         try:

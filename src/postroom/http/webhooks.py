@@ -18,9 +18,10 @@ from postroom.http.answers import Refused, error_answer, json_answer, response_t
 from postroom.http.bodies import Share, read_body
 from postroom.http.cors import path_of
 from postroom.http.doors import Doors, doors_of
+from postroom.queue.line import LineFull
 from postroom.webhooks.doctor import diagnose
 from postroom.webhooks.event import IncomingEvent
-from postroom.webhooks.intake import LineFull, NotStored
+from postroom.webhooks.intake import NotStored
 from postroom.webhooks.request import Answer, Headers, WebhookRequest
 from postroom.webhooks.schemes import Verified
 from postroom.webhooks.source import Source

@@ -1,9 +1,10 @@
 """
-Providers in a crowd: posts signed events over kept connections, each of which sends when it has its answer.
+Clients in a crowd: post over kept connections, each of which sends when it has its answer.
 
-Settings (JSON, first argument): port, path, secret, prefix (of the ids), count, connections. Requests are
-made before `ready`; at the word they are sent, and it says how long each answer took and what that cost
-this process.
+Settings (JSON, first argument): port, what (`webhook`: events, signed as Stripe does; `email`: e-mails to be
+queued), secret (that signs, or the bearer key), prefix (of the ids), count, connections. Requests are made
+before `ready`; at the word they are sent, and it says how long each answer took and what that cost this
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ANSWERED = b"HTTP/1.1 200"
 _HEAD_END = b"\r\n\r\n"
 
 
-class Provider(asyncio.Protocol):
+class Client(asyncio.Protocol):
     """
     One connection.
 
@@ -77,47 +78,65 @@ class Provider(asyncio.Protocol):
             self.ended.set_exception(RuntimeError("the server has closed a connection"))
 
 
-def _itself(provider: Provider) -> Provider:
-    return provider
+def _itself(client: Client) -> Client:
+    return client
 
 
-def _request(path: str, event_id: str, secret: str) -> bytes:
+def _webhook(event_id: str, secret: str) -> bytes:
     body = b'{"id":"%s","type":"charge.succeeded","data":"%s"}' % (event_id.encode(), b"x" * 2_000)
     stamp = int(time.time())
     signature = hmac.new(secret.encode(), b"%d.%s" % (stamp, body), hashlib.sha256).hexdigest()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: shop.example.com\r\n"
-        "User-Agent: Stripe/1.0 (+https://stripe.com/docs/webhooks)\r\n"
-        "Accept: */*; q=0.5, application/xml\r\nCache-Control: no-cache\r\n"
-        "Content-Type: application/json; charset=utf-8\r\n"
-        f"Stripe-Signature: t={stamp},v1={signature}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return _post(
+        "/webhooks/stripe",
+        body,
+        "User-Agent: Stripe/1.0 (+https://stripe.com/docs/webhooks)",
+        "Accept: */*; q=0.5, application/xml",
+        "Cache-Control: no-cache",
+        f"Stripe-Signature: t={stamp},v1={signature}",
     )
-    return head.encode() + body
+
+
+def _email(name: str, key: str) -> bytes:
+    fields = {"to": f"{name}@example.com", "subject": "Your order", "html": "x" * 2_000, "use_queue": True}
+    return _post("/functions/v1/send-email", json.dumps(fields).encode(), f"Authorization: Bearer {key}")
+
+
+def _post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: shop.example.com",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+MAKERS = {"webhook": _webhook, "email": _email}
 
 
 async def main(settings: dict[str, Any]) -> None:
     """Post at the word."""
     count, connections = settings["count"], settings["connections"]
-    requests = [
-        _request(settings["path"], f"{settings['prefix']}_{n}", settings["secret"]) for n in range(count)
-    ]
-    providers = [Provider(requests[first::connections]) for first in range(connections)]
+    make = MAKERS[settings["what"]]
+    requests = [make(f"{settings['prefix']}_{n}", settings["secret"]) for n in range(count)]
+    clients = [Client(requests[first::connections]) for first in range(connections)]
     loop = asyncio.get_running_loop()
-    for one in providers:
+    for one in clients:
         await loop.create_connection(partial(_itself, one), "127.0.0.1", settings["port"])
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     cpu_s, began = time.process_time(), time.perf_counter()
-    for one in providers:
+    for one in clients:
         one.send_next()
-    await asyncio.gather(*(one.ended for one in providers))
+    await asyncio.gather(*(one.ended for one in clients))
     took_s = time.perf_counter() - began
     print(
         json.dumps(
             {
                 "took_s": took_s,
                 "cpu_s": time.process_time() - cpu_s,
-                "waits_ms": [round(wait, 3) for one in providers for wait in one.waits_ms],
+                "waits_ms": [round(wait, 3) for one in clients for wait in one.waits_ms],
             }
         ),
         flush=True,
