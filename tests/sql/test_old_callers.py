@@ -10,6 +10,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
+from postroom.database.migrate import migrate
 from tests.sql.conftest import Connect
 from tests.sql.session import EMAIL, WEBHOOK, Queue, Session
 
@@ -53,6 +54,28 @@ async def test_any_role_that_may_insert_can_send(sql: Session, database_url: str
     finally:
         await sql.execute(f"DROP OWNED BY {role}")
         await sql.execute(f"DROP ROLE {role}")
+
+
+async def test_any_role_that_may_insert_can_send_on_postgresql_15(debian15_url: str) -> None:
+    """There it is an error to read a sequence that is not yours; the trigger asks first whether it may."""
+    await migrate(debian15_url)
+    session = Session(await asyncpg.connect(debian15_url))
+    role = f"inserter_{session.pid}"
+    try:
+        await session.execute(f"CREATE ROLE {role}")
+        await session.execute(f"GRANT INSERT (to_email, subject, html) ON email_queue TO {role}")
+        await session.execute(f"CREATE POLICY may ON email_queue FOR INSERT TO {role} WITH CHECK (true)")
+        await session.execute("SELECT setval('postroom.email_sleepers', 1700000000)")
+        async with session.transaction():
+            await session.execute(f"SET LOCAL ROLE {role}")
+            await session.execute(
+                "INSERT INTO email_queue (to_email, subject, html) VALUES ('a@example.com', 's', 'h')"
+            )
+        assert await session.fetchval("SELECT count(*) FROM email_queue") == 1
+    finally:
+        await session.execute(f"DROP OWNED BY {role}")
+        await session.execute(f"DROP ROLE {role}")
+        await session.connection.close()
 
 
 async def test_an_insert_calls_a_worker_that_sleeps_and_no_other(
