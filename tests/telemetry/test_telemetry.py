@@ -27,6 +27,7 @@ from postroom.errors import PermanentFailure
 from postroom.telemetry import wanted
 from postroom.telemetry.signals import Telemetry
 from postroom.testing import signed
+from tests.alerts.conftest import open_mailbox
 from tests.http.conftest import serving, settings_of
 from tests.journey.programs import Programs
 
@@ -107,6 +108,24 @@ async def test_an_attempt_is_a_span_that_links_to_who_queued_the_mail(
     assert "example.com" not in str([facts(span) for span in (first, second)])
     assert heard.counts("postroom.attempts") == {("email", "welcome", "done"): 1, ("email", "", "done"): 1}
     assert heard.counts("postroom.attempt.duration") == {("email", "welcome"): 1, ("email", ""): 1}
+
+
+async def test_attempts_by_smtp_are_spans_too(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many on one connection: each has its own span and link, and leaves no context behind."""
+    heard = Heard()
+    with open_mailbox() as mailbox:
+        url = f"smtp://127.0.0.1:{mailbox.port}?starttls=never"
+        async with Room(**settings_of(database_url, tmp_path, transport=url)) as room:
+            room.telemetry = heard.telemetry()
+            mail = {"subject": "Hi", "html": "<p>Hi</p>", "metadata": {"traceparent": TRACEPARENT}}
+            await room.send_many([{"to": f"a{number}@example.com", **mail} for number in range(8)])
+            assert (await room.email_engine().run_pass()).done == 8
+    spans = heard.named("send email")
+    assert len({span.context.span_id for span in spans}) == 8
+    assert all(len(span.links) == 1 for span in spans)
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 async def refuses(_: object) -> str:
