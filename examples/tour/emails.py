@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import urllib.request
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from tour.house import CLEAR_LINE, House, end, postroom, print_table, say, start, until
+from tour.house import House, end, postroom, print_table, say, start, until, until_all_has_ended
 
 NEWSLETTERS = [f"reader{number}@example.com" for number in range(1, 13)]
 
@@ -66,7 +65,7 @@ async def show_emails(house: House) -> list[str]:
     say("3. `postroom worker` on its own takes over")
     worker, _ = await start(house, "worker")
     await explain_one_that_waits(tour)
-    await until_all_has_ended(tour)
+    await until_all_has_ended(tour.house)
     await end(worker)
 
     say("4. What became of each e-mail")
@@ -193,15 +192,6 @@ async def explain_one_that_waits(tour: Emails) -> None:
     print("   $ postroom explain", reminder.ids[0])
     for line in (await postroom("explain", str(reminder.ids[0]))).splitlines():
         print(f"     {line}")
-
-
-async def until_all_has_ended(tour: Emails) -> None:
-    query = "SELECT count(*) FROM email_queue WHERE status IN ('pending', 'processing')"
-    while waiting := await tour.house.database.fetchval(query):
-        if sys.stdout.isatty():
-            print(f"\r   {waiting} to go ", end="", flush=True)
-        await asyncio.sleep(0.1)
-    print(f"{CLEAR_LINE}   all e-mails have come to their end")
 
 
 # What became of them

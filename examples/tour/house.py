@@ -92,6 +92,20 @@ async def postroom(*arguments: str) -> str:
     return out.decode().strip()
 
 
+async def until_all_has_ended(house: House) -> None:
+    """Wait until nothing is to be done, in either queue: handlers queue receipts."""
+    query = """
+        SELECT
+            (SELECT count(*) FROM webhook_retry_queue WHERE status IN ('pending', 'processing'))
+            + (SELECT count(*) FROM email_queue WHERE status IN ('pending', 'processing'))
+    """
+    while waiting := await house.database.fetchval(query):
+        if sys.stdout.isatty():
+            print(f"\r   {waiting} to go ", end="", flush=True)
+        await asyncio.sleep(0.1)
+    print(f"{CLEAR_LINE}   all have come to their end")
+
+
 # On the screen
 
 

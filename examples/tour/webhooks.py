@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ import orjson
 from aiohttp import web
 
 from postroom.testing import new_secret, signed
-from tour.house import CLEAR_LINE, LOG, House, end, postroom, print_table, say, start
+from tour.house import LOG, House, end, postroom, print_table, say, start, until_all_has_ended
 
 SECRET, _ = new_secret("stripe")
 STOCK_SECRET, _ = new_secret("standard-webhooks")
@@ -97,7 +96,7 @@ async def show_webhooks(house: House) -> list[str]:
 
         say("6. Another worker takes over")
         worker, _ = await start(house, "worker", "--app", "shop:room")
-        await until_all_has_ended(tour)
+        await until_all_has_ended(tour.house)
         await end(worker)
         await end(serve)
         say("7. What became of each event")
@@ -199,19 +198,6 @@ async def kill_in_the_middle(tour: Webhooks, worker: asyncio.subprocess.Process)
 async def shipped(tour: Webhooks) -> int:
     count: int = await tour.house.database.fetchval("SELECT count(*) FROM shipments")
     return count
-
-
-async def until_all_has_ended(tour: Webhooks) -> None:
-    query = """
-        SELECT
-            (SELECT count(*) FROM webhook_retry_queue WHERE status IN ('pending', 'processing'))
-            + (SELECT count(*) FROM email_queue WHERE status IN ('pending', 'processing'))
-    """
-    while waiting := await tour.house.database.fetchval(query):
-        if sys.stdout.isatty():
-            print(f"\r   {waiting} to go ", end="", flush=True)
-        await asyncio.sleep(0.1)
-    print(f"{CLEAR_LINE}   all events, and the receipts that their handlers queued, have come to their end")
 
 
 # What became of them

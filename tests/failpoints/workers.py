@@ -20,6 +20,7 @@ from tests.email.transports.servers.scripted_smtp import CLOSE, Say, ScriptedSmt
 from tests.failpoints.hatchery import Program
 from tests.failpoints.lanes import Bench, Lane, open_lane, until
 from tests.failpoints.table import Case, Loss, Point
+from tests.webhooks.workshop import EFFECTS, ON_EVENT
 
 MAILS = 24
 EVENTS = 10
@@ -247,11 +248,6 @@ SOURCE_OF_STOP = """
     name = "sql"
     sql = "public.on_event"
 """
-EFFECTS = """
-    CREATE TABLE effects (handler text, event_id text);
-    CREATE FUNCTION on_event(payload jsonb, event_id text) RETURNS void LANGUAGE sql AS
-    $$ INSERT INTO public.effects VALUES ('sql', event_id) $$;
-"""
 
 
 @dataclass
@@ -345,7 +341,7 @@ async def open_events(lane: Lane, point: Point) -> AsyncIterator[Events]:
     source = SOURCE_OF_STOP if point.around == "stop" else SOURCE.format(port=runner.addresses[0][1])
     (lane.folder / "postroom.toml").write_text(dedent(source))
     (lane.folder / "shop.py").write_text(dedent(SHOP))
-    await lane.db.execute(EFFECTS)
+    await lane.db.execute(f"{EFFECTS}; {ON_EVENT}")
     try:
         yield Events(lane, point, posted)
     finally:

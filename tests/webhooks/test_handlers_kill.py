@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.journey.programs import Programs
+from tests.webhooks.workshop import EFFECTS, ON_EVENT
 
 Db = psycopg.Connection[tuple[Any, ...]]
 
@@ -33,11 +34,6 @@ SOURCE = """
     [[webhooks.stripe.handlers]]
     name = "sql"
     sql = "public.on_event"
-"""
-TABLES = """
-    CREATE TABLE effects (handler text, event_id text);
-    CREATE FUNCTION on_event(payload jsonb, event_id text) RETURNS void LANGUAGE sql AS
-    $$ INSERT INTO public.effects VALUES ('sql', event_id) $$;
 """
 HANDLERS = ("async", "sql", "sync")
 
@@ -64,7 +60,7 @@ def kill_and_count(database_url: str, folder: Path, *, events: int, kills: int) 
     programs = Programs(folder, {"POSTROOM_DATABASE_URL": database_url, "POSTROOM_LOG": "json"})
     arguments = ("worker", "--queues", "webhooks", "--app", "shop:room")
     with psycopg.connect(database_url, autocommit=True) as db:
-        db.execute(TABLES)
+        db.execute(f"{EFFECTS}; {ON_EVENT}")
         for key, value in {"lease": "1s", "webhook.backoff": "100ms"}.items():
             db.execute("SELECT postroom.set_setting(%s, %s)", (key, value))
         db.execute(
