@@ -70,12 +70,7 @@ AS $$
             ELSE p_reply
         END
     FROM (
-        SELECT
-            p_verdict NOT IN ('released', 'transport_down', 'abandoned') AS ended,
-            p_queue = 'email' AND EXISTS (
-                SELECT 1 FROM postroom.settings AS setting
-                WHERE setting.key = 'email.on_uncertain' AND setting.value = 'park'
-            ) AS parks
+        SELECT p_verdict NOT IN ('released', 'transport_down', 'abandoned') AS ended
     ) AS fact
     CROSS JOIN LATERAL (
         SELECT CASE
@@ -83,9 +78,13 @@ AS $$
             WHEN p_verdict = 'abandoned' THEN 'transport'
             WHEN p_verdict = 'permanent' THEN 'permanent'
             WHEN p_verdict = 'crashed' AND COALESCE(p_crashes, 0) + 1 >= 3 THEN 'poison'
-            WHEN p_verdict IN ('uncertain', 'crashed') AND fact.parks THEN 'uncertain'
+            WHEN p_verdict IN ('uncertain', 'crashed') AND p_queue = 'email' AND EXISTS (
+                SELECT 1 FROM postroom.settings AS setting
+                WHERE setting.key = 'email.on_uncertain' AND setting.value = 'park'
+            ) THEN 'uncertain'
             WHEN LEAST(COALESCE(p_attempts, 0), 2147483646) + 1 >= COALESCE(p_max_attempts, 6) THEN 'exhausted'
         END AS reason
+        OFFSET 0  -- worked out once; else the planner writes it out wherever it is used
     ) AS fate;
 $$;
 
