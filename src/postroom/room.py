@@ -296,7 +296,7 @@ class Room:
         return Engine(
             work,
             self.database,
-            concurrency=self.settings.concurrency,
+            concurrency=self.settings.email_concurrency,
             attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
             version=VERSION,
         )

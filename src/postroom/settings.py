@@ -154,6 +154,14 @@ class Settings(BaseSettings):
     alerts: dict[str, Any] = Field(default={}, repr=False, description="a table: [alerts]")
 
     @property
+    def email_concurrency(self) -> int:
+        """
+        E-mails in flight in one worker: POSTROOM_CONCURRENCY, or twice what an SMTP server gets connections,
+        so that starts are made durable for some while others are handed over.
+        """
+        return self.concurrency if "concurrency" in self.model_fields_set else 100
+
+    @property
     def transport_urls(self) -> tuple[str, ...]:
         """Where e-mail leaves, in the order in which the transports are tried."""
         if self.transport is not None:

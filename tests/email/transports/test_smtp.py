@@ -469,14 +469,14 @@ async def test_reply_that_nobody_waits_for_ends_the_connection(
     assert len(smtp.sessions) == 2
 
 
-async def test_connection_has_an_end_after_100_mails(
+async def test_connection_has_an_end_after_500_mails(
     smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
 ) -> None:
     """Servers limit the mails of one connection; ours says QUIT before that."""
     transport = open_transport(connections=1)
-    for _ in range(101):
+    for _ in range(501):
         await transport.send(new_email(), started)
-    assert [session.count("DATA") for session in smtp.sessions] == [100, 1]
+    assert [session.count("DATA") for session in smtp.sessions] == [500, 1]
     await until(lambda: smtp.sessions[0][-1] == "QUIT")
 
 
@@ -524,6 +524,61 @@ async def test_server_that_takes_few_connections_is_asked_for_no_more(
     release.set()
     await asyncio.gather(*first, *more)
     assert len(smtp.mails) == 22
+
+
+async def test_connections_grow_while_mails_wait(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """Ten at first, and one more for each e-mail that the server has taken."""
+    transport = open_transport(connections=15)
+    held: list[asyncio.Future[None]] = []
+
+    async def start() -> None:
+        held.append(asyncio.get_running_loop().create_future())
+        await held[-1]
+
+    sends = [asyncio.create_task(transport.send(new_email(), start)) for _ in range(40)]
+    for wave in (10, 15, 15):
+        await until(lambda: len(held) == wave)  # noqa: B023
+        assert smtp.open_now == wave
+        for future in held:
+            future.set_result(None)
+        held.clear()
+    await asyncio.gather(*sends)
+    assert len(smtp.mails) == 40
+
+
+async def test_connection_that_is_too_many_costs_the_email_nothing(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """Exchange says so only when it has the content: half are closed, and the e-mail goes by another."""
+    transport = open_transport(connections=8)
+    arrived = asyncio.Event()
+    starts = 0
+
+    async def start() -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 8:
+            arrived.set()
+        await arrived.wait()
+
+    smtp.on("CONTENT", "432 4.3.2 Concurrent connections limit exceeded")
+    await asyncio.gather(*(transport.send(new_email(), start) for _ in range(8)))
+    await until(lambda: smtp.open_now <= 4)
+    assert (len(smtp.mails), len(smtp.sessions)) == (8, 8)
+
+
+@pytest.mark.parametrize("verb", ["GREETING", "EHLO"])
+async def test_421_in_the_handshake_pauses_nothing_where_others_work(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, verb: str
+) -> None:
+    """The server takes one connection: the others' mail waits for it."""
+    transport = open_transport(connections=8)
+    await transport.send(new_email(), started)
+    smtp.always(verb, Say("421 4.7.0 too many connections", close=True))
+    await asyncio.gather(*(transport.send(new_email(), started) for _ in range(8)))
+    assert len(smtp.mails) == 9
 
 
 @pytest.mark.parametrize(

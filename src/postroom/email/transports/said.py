@@ -34,8 +34,6 @@ def without_body(text: str, email: OutgoingEmail) -> str:
         return text  # as most answers are: the body is not looked at for 8 us
     # The address stands in many bodies, and in the errors about it.
     searched = text.replace(email.to_email, " " * len(email.to_email))
-    if len(searched) < QUOTED_CHARACTERS:
-        return text
     for body in (email.html, email.text or ""):
         head = body[:BODY_CHARACTERS_MAX]
         if not _may_quote(searched, head):

@@ -100,12 +100,12 @@ class _Url:
         )
         if server.ca_file is not None:
             self._check_ca(server)
-        return SmtpTransport(server, connections=self._connections(options))
+        return SmtpTransport(server, connections=self._connections(options, default=50))
 
     def _resend(self) -> Transport:
         url = self._split()
         options = self._options(url, _RESEND_OPTIONS)
-        connections = self._connections(options)
+        connections = self._connections(options, default=20)
         if self._scheme == "resend":
             key = unquote(url.netloc)
             if not key or "@" in key or ":" in key or url.path.strip("/"):
@@ -165,8 +165,8 @@ class _Url:
             raise self._wrong(f"has a wrong {name}; allowed are yes, no")
         return options[name].lower() == "yes"
 
-    def _connections(self, options: Mapping[str, str]) -> int:
-        value = options.get("connections", "20")
+    def _connections(self, options: Mapping[str, str], default: int) -> int:
+        value = options.get("connections", str(default))
         if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= CONNECTIONS_MAX):
             raise self._wrong(f"has a wrong connections; allowed are 1 to {CONNECTIONS_MAX:,}")
         return int(value)

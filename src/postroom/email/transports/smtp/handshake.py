@@ -73,7 +73,7 @@ class SmtpServer:
 
 
 class TooManyConnections(TransportDown):
-    """The server greets with 421 or 4xx: it takes no further connection for now."""
+    """The server greets with 4xx, or ends the handshake with 421: it takes no further connection for now."""
 
 
 async def connect(server: SmtpServer, context: ssl.SSLContext) -> SmtpConnection:
@@ -168,7 +168,9 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
         reply = make_reply(error.code, error.message) if 200 <= error.code < 600 else None
         text = f"the server says {reply}" if reply else f"the server says {error.message}"
         code = reply.code if reply else None
-        if isinstance(error, aiosmtplib.SMTPAuthenticationError):
+        if error.code == 421:
+            kind = TooManyConnections
+        elif isinstance(error, aiosmtplib.SMTPAuthenticationError):
             text = f"authentication refused: {text}; check user and password in POSTROOM_TRANSPORT"
         elif isinstance(error, aiosmtplib.SMTPConnectResponseError) and 400 <= error.code < 500:
             kind = TooManyConnections

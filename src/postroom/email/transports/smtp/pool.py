@@ -1,9 +1,10 @@
 """
 Connections that are kept and used again.
 
-A server that takes only some of the connections that we may open (providers allow three or five)
-is asked for no more of them until all have ended; the others' mail waits its turn. A server that
-does not answer, or refuses the password, is asked by one connection at a time.
+There are ten at first, and one more for each e-mail that goes out while others wait, up to the
+limit. A server that takes only some of them (providers allow three or five) is asked for no more
+for a minute; the others' mail waits its turn. A server that does not answer, or refuses the password,
+is asked by one connection at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from postroom.errors import TransportDown
 
 CLOSE_S = 2.0
 
+AT_FIRST = 10
+"""So many connections may stand before the server has taken an e-mail."""
+
+GROW_AGAIN_S = 60.0
+"""The wait before a server that refused one is asked for a connection more."""
+
 
 class ConnectionPool:
     """
@@ -25,12 +32,14 @@ class ConnectionPool:
 
     Args:
         connections_max: How many may stand at once.
-        mails_max: After so many mails a connection is closed; servers limit them, too.
+        mails_max: After so many mails a connection is closed; servers limit them, too (Exim: 1,000).
     """
 
-    def __init__(self, server: SmtpServer, *, connections_max: int = 10, mails_max: int = 100) -> None:
+    def __init__(self, server: SmtpServer, *, connections_max: int, mails_max: int = 500) -> None:
         self._server = server
-        self._connections_max = self._capacity = connections_max
+        self._connections_max = connections_max
+        self._capacity = min(connections_max, AT_FIRST)
+        self._grow_at = 0.0
         self._mails_max = mails_max
         self._idle_s_max = server.timeouts.idle_timeout_s
         self._idle: list[SmtpConnection] = []
@@ -71,7 +80,8 @@ class ConnectionPool:
                     if not self._open:
                         raise
                     # The others work: be content with as many as there are.
-                    self._capacity, fresh = len(self._open), False
+                    self._limit(len(self._open))
+                    fresh = False
                     self._give_turn()
                     await self._take_turn()
         except BaseException:
@@ -80,13 +90,29 @@ class ConnectionPool:
 
     def put(self, connection: SmtpConnection) -> None:
         """Give a connection back, in whatever state it is."""
-        if self._closed or not connection.usable or connection.mails >= self._mails_max:
+        is_worn = connection.mails >= self._mails_max or len(self._open) > self._capacity
+        if self._closed or not connection.usable or is_worn:
             self._drop(connection)
         else:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
             self._plan_sweep()
+            if self._waiting and self._capacity < self._connections_max and self._may_grow():
+                self._capacity += 1
         self._give_turn()
+
+    def shrink(self) -> None:
+        """The server says that these are too many connections: keep half of them."""
+        self._limit(len(self._open) // 2)
+        while self._idle and len(self._open) > self._capacity:
+            self._drop(self._idle.pop(0))
+
+    def _limit(self, connections: int) -> None:
+        self._capacity = min(self._capacity, max(connections, 1))
+        self._grow_at = asyncio.get_running_loop().time() + GROW_AGAIN_S
+
+    def _may_grow(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._grow_at
 
     async def close(self) -> None:
         """Close all of them, those in use too; at most CLOSE_S."""
@@ -146,7 +172,7 @@ class ConnectionPool:
         self._ending.add(connection)
         connection.closed.add_done_callback(lambda _: self._ending.discard(connection))
         if not self._open and not self._closed:
-            self._capacity = self._connections_max
+            self._capacity = max(self._capacity, min(self._connections_max, AT_FIRST))
             self._hand_turns()
 
     async def _open_one(self) -> SmtpConnection:

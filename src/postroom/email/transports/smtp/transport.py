@@ -23,7 +23,7 @@ class SmtpTransport:
         connections: How many connections may stand at once.
     """
 
-    def __init__(self, server: SmtpServer, *, connections: int = 20) -> None:
+    def __init__(self, server: SmtpServer, *, connections: int = 50) -> None:
         self.name = server.name
         self._pool = ConnectionPool(server, connections_max=connections)
 
@@ -31,16 +31,16 @@ class SmtpTransport:
         """
         Hand one e-mail over; see postroom.email.transports.base.Transport.
 
-        A connection that proves to be dead or is closed by 421 is replaced once; the e-mail loses
-        nothing by it.
+        A connection that proves to be dead, is closed by 421, or is one too many for the server, is
+        replaced once; the e-mail loses nothing by it.
         """
         mail = await rendered(email)
         try:
             return str(await self._deliver(mail, start, fresh=False))
-        except _Replace:
-            pass
+        except _Replace as error:
+            fresh = error.fresh
         try:
-            return str(await self._deliver(mail, start, fresh=True))
+            return str(await self._deliver(mail, start, fresh=fresh))
         except _Replace as error:
             raise error.outcome from None
 
@@ -60,6 +60,9 @@ class SmtpTransport:
             return await connection.deliver(mail, held)
         except Refused as error:
             outcome = refusal(error.stage, error.reply)
+            if error.reply.code == 432:  # Exchange: more connections at once than it allows
+                self._pool.shrink()
+                raise _Replace(outcome, fresh=False) from None
             if error.reply.code == 421:
                 raise _Replace(outcome) from None
             raise outcome from None
@@ -75,11 +78,14 @@ class SmtpTransport:
 
 
 class _Replace(Exception):
-    """Try once more on a new connection; `outcome` is the end where that was the second try."""
+    """
+    Try once more, on a new connection where `fresh`; `outcome` is the end where that was the second try.
+    """
 
-    def __init__(self, outcome: SendError) -> None:
+    def __init__(self, outcome: SendError, *, fresh: bool = True) -> None:
         super().__init__(outcome.text)
         self.outcome = outcome
+        self.fresh = fresh
 
 
 def _check_fits(connection: SmtpConnection, mail: RenderedEmail) -> None:

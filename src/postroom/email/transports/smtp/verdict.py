@@ -6,6 +6,7 @@ An enhanced code says more than the basic one and wins (RFC 3463): `550 4.2.1` i
 make the transport pause, and the e-mail loses nothing:
 
 - 421, at any point: the server closes the connection.
+- 432: Exchange answers it to the content where an account has too many connections at once.
 - 530, 534, 535, 538 and X.7.8, X.7.9, X.7.11: it wants authentication, or another one.
 - 454 with 4.7.0 or no enhanced code: authentication fails for now, or the account sends too fast.
 - X.4.5: congestion, which providers send for a used-up quota.
@@ -24,7 +25,7 @@ from enum import StrEnum
 from postroom.email.transports.smtp.reply import Reply
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, TransportDown
 
-_DOWN_CODES = frozenset({421, 530, 534, 535, 538})
+_DOWN_CODES = frozenset({421, 432, 530, 534, 535, 538})
 _DOWN_DETAILS = frozenset({"7.8", "7.9", "7.11", "4.5"})
 _UNKNOWN = frozenset({500, 502, 504})
 _DOWN_DETAILS_AT_MAIL = frozenset({"3.1", "3.2"})
