@@ -26,6 +26,7 @@ NAMES = (
     "memory",
     "noop_drain",
     "smtp_client",
+    "smtp_distance",
     "webhook_intake",
     "webhook_sql",
     "workers",

@@ -24,8 +24,8 @@ from postroom.email.transports.smtp import SmtpServer, SmtpTransport
 QUESTION = "mails a second that an SMTP client hands over, without queue and database"
 CONNECTIONS = 10
 
-Client = Callable[[int, list[OutgoingEmail]], Coroutine[None, None, None]]
-"""Sends these mails to a port of this machine."""
+Client = Callable[[int, list[OutgoingEmail], int], Coroutine[None, None, None]]
+"""Sends these mails to a port of this machine, over so many connections."""
 
 
 def run(*, count: int = 3_000, rounds: int = 3) -> Result:
@@ -36,12 +36,12 @@ def run(*, count: int = 3_000, rounds: int = 3) -> Result:
         count: Mails a round.
     """
     result = Result("smtp_client", QUESTION, ["", "mails/s", "ratio"])
-    clients: dict[str, Client] = {"postroom": _postroom, "aiosmtplib": _aiosmtplib, "smtplib": _smtplib}
+    clients: dict[str, Client] = {"postroom": postroom, "aiosmtplib": plain_aiosmtplib, "smtplib": _smtplib}
     rates: dict[str, list[float]] = {name: [] for name in clients}
     with Sink.running() as sink:
         for _ in range(rounds):
             for name, client in clients.items():
-                rates[name].append(_rate(client, sink, count))
+                rates[name].append(rate(client, sink.port, sink, count, CONNECTIONS))
     slowest = min(median(values) for values in rates.values())
     for name, values in rates.items():
         result.rows.append([name, spread(values), ratio(median(values), slowest)])
@@ -49,18 +49,19 @@ def run(*, count: int = 3_000, rounds: int = 3) -> Result:
     result.settings |= {
         "mails": f"{count:,} of 2 KB of HTML and a plain part; {CONNECTIONS} connections, kept",
         "figures": f"median of {rounds} rounds in turns (lowest-highest)",
-        "postroom": "renders each mail and asks for its start; PIPELINING",
+        "postroom": "renders each mail and asks for its start; CHUNKING: one write, one answer",
         "aiosmtplib, smtplib": "send ready-made bytes, a command at a time; on uvloop, in threads",
         "versions": versions("postroom", "aiosmtplib", "uvloop"),
     }
     return result
 
 
-def _rate(client: Client, sink: Sink, count: int) -> float:
+def rate(client: Client, port: int, sink: Sink, count: int, connections: int) -> float:
+    """Mails a second that a client sends to a port, behind which the sink is."""
     emails = [_email(number) for number in range(count)]
     sink.reset()
     began = time.monotonic()
-    uvloop.run(client(sink.port, emails))
+    uvloop.run(client(port, emails, connections))
     took_s = time.monotonic() - began
     arrived = sink.report()
     if arrived["subjects"] != count:
@@ -68,8 +69,9 @@ def _rate(client: Client, sink: Sink, count: int) -> float:
     return count / took_s
 
 
-async def _postroom(port: int, emails: list[OutgoingEmail]) -> None:
-    transport = SmtpTransport(SmtpServer("127.0.0.1", port), connections=CONNECTIONS)
+async def postroom(port: int, emails: list[OutgoingEmail], connections: int) -> None:
+    """Ours, as the queue uses it."""
+    transport = SmtpTransport(SmtpServer("127.0.0.1", port), connections=connections)
     left = iter(emails)
 
     async def start() -> None:
@@ -79,11 +81,12 @@ async def _postroom(port: int, emails: list[OutgoingEmail]) -> None:
         for email in left:
             await transport.send(email, start)
 
-    await asyncio.gather(*(sender() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(sender() for _ in range(connections)))
     await transport.close()
 
 
-async def _aiosmtplib(port: int, emails: list[OutgoingEmail]) -> None:
+async def plain_aiosmtplib(port: int, emails: list[OutgoingEmail], connections: int) -> None:
+    """aiosmtplib with its connections kept."""
     left = iter(emails)
     ready = render(emails[0])
 
@@ -92,10 +95,10 @@ async def _aiosmtplib(port: int, emails: list[OutgoingEmail]) -> None:
             for email in left:
                 await client.sendmail(ready.sender, [email.to_email], _with_subject(ready.content, email))
 
-    await asyncio.gather(*(sender() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(sender() for _ in range(connections)))
 
 
-async def _smtplib(port: int, emails: list[OutgoingEmail]) -> None:
+async def _smtplib(port: int, emails: list[OutgoingEmail], connections: int) -> None:
     ready = render(emails[0])
 
     def sender(share: list[OutgoingEmail]) -> None:
@@ -104,8 +107,8 @@ async def _smtplib(port: int, emails: list[OutgoingEmail]) -> None:
                 client.sendmail(ready.sender, [email.to_email], _with_subject(ready.content, email))
 
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(CONNECTIONS) as threads:
-        shares = [emails[place::CONNECTIONS] for place in range(CONNECTIONS)]
+    with ThreadPoolExecutor(connections) as threads:
+        shares = [emails[place::connections] for place in range(connections)]
         await asyncio.gather(*(loop.run_in_executor(threads, sender, share) for share in shares))
 
 
