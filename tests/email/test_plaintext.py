@@ -25,9 +25,40 @@ def test_html_becomes_text_that_reads_well() -> None:
 
 
 @pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("a<br>b<br><br>c<div>d</div>e", "a\nb\n\nc\nd\ne"),
+        ("  <b>a</b> <i>b</i>c \n\n d&nbsp; <span> e</span>", "a bc d e"),
+        ("<ol><li>a<ul><li>b<br>c</ul><li>d</ol>e", "  1. a\n    * b\n      c\n  2. d\ne"),
+        (
+            "<table><tr><th>What<th>Sum<tr><td>Shoes<td>10<tr><td>Hat<td></table>",
+            "What   Sum\nShoes  10\nHat",
+        ),
+        ("<table><tr><td><p>a<p>b<td><table><tr><td>c</table></table>", "a\n\nb\n\nc"),
+        ("<pre>\n a\n   b\n</pre>c", " a\n   b\n\nc"),
+        ("<a href=https://a.test><img src=logo></a>", "<https://a.test>"),
+        ("x<a href=https://a.test style=display:none>y</a>z", "xz"),
+        ("<ul style='display: none'><li>a</ul><ul><li>b</ul>", "  * b"),
+        ("<li>a<li>b", "  * a\n  * b"),
+        ("a<!-- b -->c<script>d</script>e", "ace"),
+        ("<blockquote>a</blockquote>b", "a\n\nb"),
+        ("&#7;a&lt;b&gt;", "a<b>"),
+        ("\x1fa\x1fb", "a b"),
+        ("no tags", "no tags"),
+        ("<!-- nothing -->", ""),
+    ],
+)
+def test_layout(html: str, text: str) -> None:
+    """Blocks, lists, tables and links, one by one."""
+    assert plain_text(html) == text + "\n"
+
+
+@pytest.mark.parametrize(
     "html",
     [
         "<div>" * 20_000,
+        "<table><tr><td>" + "x" * 10_000 + "<td>y" + "<tr><td>x<td>y" * 2_000,
+        "<table>" * 100 + "<tr><td>x<td>y" * 1_000,
         "<!--" * 50_000,
         "<a href='" * 25_000,
         "<td>x" * 50_000,
