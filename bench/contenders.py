@@ -13,8 +13,8 @@ from bench.program import Program
 from bench.servers import Sink, create_database, execute
 from postroom.database.migrate import migrate
 
-CONCURRENCY = 40
-"""POSTROOM_CONCURRENCY where nobody sets it."""
+CONCURRENCY = 100
+"""What a worker of the e-mail queue has in flight where nobody sets POSTROOM_CONCURRENCY."""
 
 
 class Contender(Protocol):
@@ -50,9 +50,10 @@ class Contender(Protocol):
 @dataclass
 class Postroom:
     """
-    One `postroom worker` with its default settings.
+    `postroom worker` with its default settings.
 
     Attributes:
+        workers: How many of them, each in a process of its own.
         sink: Where its mails go; None: nowhere, its transport does nothing.
         limit: What both limits are set to; `off`, or far above what is reached, such as `1000000/60s`.
         concurrency: Attempts in flight at once.
@@ -61,12 +62,14 @@ class Postroom:
     database_url: str
     sink: Sink | None
     limit: str
+    workers: int = 1
     insert: str = "INSERT INTO email_queue (to_email, subject, html) VALUES ($1, $2, $3)"
     concurrency: int = CONCURRENCY
 
     @property
     def name(self) -> str:
         further = "" if self.concurrency == CONCURRENCY else f", {self.concurrency} in flight"
+        further += f", {self.workers} workers" if self.workers > 1 else ""
         return f"postroom, limits {self.limit}{further}"
 
     @staticmethod
@@ -96,6 +99,7 @@ class Postroom:
                 "sender": mails.SENDER,
                 "concurrency": self.concurrency,
                 "mode": mode,
+                "workers": self.workers,
             },
         )
 
@@ -165,13 +169,15 @@ class PostOffice:
 
 async def fill(contender: Contender, count: int, recipients: int, html: str | None = None) -> None:
     """Empty a contender's queue and put `count` mails into it, on a server that has nothing else to do."""
-    html = html or mails.html()
     await contender.empty()
     connection = await asyncpg.connect(contender.database_url)
     try:
         await connection.executemany(
             contender.insert,
-            [(mails.recipient(number, recipients), mails.subject(number), html) for number in range(count)],
+            [
+                (mails.recipient(number, recipients), mails.subject(number), html or mails.html(number))
+                for number in range(count)
+            ],
         )
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")

@@ -15,9 +15,11 @@ def short_html(size: int) -> str:
     return f"<p>{'x' * (size - 7)}</p>"
 
 
-def html() -> str:
-    """2 KB of HTML as an application would write it."""
-    head = '<!doctype html>\n<html><head><meta charset="utf-8"></head>\n<body>\n<h1>Your order</h1>\n'
+def html(number: int | str = "") -> str:
+    """2 KB of HTML as an application would write it, with something of its own in each mail."""
+    head = (
+        f'<!doctype html>\n<html><head><meta charset="utf-8"></head>\n<body>\n<h1>Your order {number}</h1>\n'
+    )
     tail = "</body></html>\n"
     lines = (HTML_BYTES - len(head) - len(tail)) // len(_LINE)
     body = head + _LINE * lines

@@ -121,7 +121,7 @@ def _email(number: int) -> OutgoingEmail:
         id=uuid4(),
         to_email=mails.recipient(number, 1_000),
         subject=mails.subject(number),
-        html=mails.html(),
+        html=mails.html(number),
         from_email=mails.SENDER,
         created_at=datetime.now(UTC),
     )

@@ -2,13 +2,15 @@
 postroom as a contender: one worker process, as `postroom worker --queues email` runs it.
 
 Settings (JSON, first argument): database_url, transport (`none` does nothing), sender, concurrency, mode:
-`drain` does what is due when the word comes, `wait` works until its standard input ends.
+`drain` does what is due when the word comes, `wait` works until its standard input ends. With `workers` it is
+so many of them, and this process only passes the word on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from typing import Any
@@ -68,5 +70,34 @@ async def main(settings: dict[str, Any]) -> None:
             await working
 
 
+def main_of_several(settings: dict[str, Any]) -> None:
+    """The same with several workers: ready when all are, and done when all are."""
+    command = [sys.executable, __file__, json.dumps(settings | {"workers": 1})]
+    pipe = subprocess.PIPE
+    workers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(settings["workers"])
+    ]
+
+    def lines() -> list[str]:
+        return [worker.stdout.readline() for worker in workers if worker.stdout is not None]
+
+    lines()
+    print("ready", flush=True)
+    word = sys.stdin.readline()
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(word)
+        worker.stdin.flush()
+    said = [json.loads(line) for line in lines()]
+    print(json.dumps({key: sum(each[key] for each in said) for key in said[0]}), flush=True)
+    sys.stdin.read()
+    for worker in workers:
+        worker.communicate()
+
+
 if __name__ == "__main__":
-    uvloop.run(main(json.loads(sys.argv[1])))
+    settings_given = json.loads(sys.argv[1])
+    if settings_given.get("workers", 1) > 1:
+        main_of_several(settings_given)
+    else:
+        uvloop.run(main(settings_given))
