@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from postroom import log
+from postroom.email.burden import Burden, is_large
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import START_GOOD_S, EmailStore
 from postroom.email.transports.failover import Failover
@@ -35,6 +36,7 @@ class Delivery:
         self.transport = transport
         self._beyond = 0
         self._planned = 0
+        self._burden = Burden()
         self._published: set[asyncio.Task[None]] = set()
         transport.on_change = self._publish_pauses
 
@@ -45,15 +47,23 @@ class Delivery:
         # stand in front, more are claimed than the global one has slots for, so that they hold up nobody.
         self._beyond = min(self._beyond * 2 + 10, BEYOND_MAX) if self._planned else 0
         self._planned = 0
-        return await self.store.claim(worker, limit, before, self._beyond - held)
+        if not (limit := await self._burden.room(limit)):
+            return []
+        claims = await self.store.claim(worker, limit, before, self._beyond - held)
+        self._burden.take(claims)
+        return claims
 
     async def begin(
         self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]
     ) -> list[Begun]:
-        return await self.store.begin(worker, asked, begun)
+        answers = await self.store.begin(worker, asked, begun)
+        await self._burden.put(answer.id for answer in answers if answer.state != "begun")
+        return answers
 
     async def settle(self, worker: UUID, settlements: Sequence[Settlement[OutgoingEmail]]) -> list[Settled]:
-        return await self.store.settle(worker, settlements)
+        settled = await self.store.settle(worker, settlements)
+        await self._burden.put(settlement.claim.id for settlement in settlements)
+        return settled
 
     async def extend(self, worker: UUID, claims: Sequence[Claim[OutgoingEmail]]) -> set[UUID]:
         return await self.store.extend(worker, claims)
@@ -68,7 +78,10 @@ class Delivery:
         def take(transport_name: str) -> None:
             claim.route = transport_name
 
-        return await self.transport.send(claim.item, start, on_route=take)
+        if not is_large(claim.item):
+            return await self.transport.send(claim.item, start, on_route=take)
+        async with self._burden.in_flight(claim.item):
+            return await self.transport.send(claim.item, start, on_route=take)
 
     def paused_s(self) -> float:
         return self.transport.paused_for_s() or 0.0

@@ -54,6 +54,8 @@ def _convert(html: str) -> str:
 def _takes_long(html: str) -> bool:
     if len(html) > HTML_CHARACTERS_MAX or html.count("<") > TAGS_MAX:
         return True
+    if len(html) <= _ATTRIBUTES_MAX:
+        return False
     runs = (run for run in html.split("<") if len(run) > _ATTRIBUTES_MAX)
     return any(len(_SEPARATOR.findall(run)) > _ATTRIBUTES_MAX for run in runs)
 
@@ -142,14 +144,14 @@ class _Writer:
                     walk.skip_subtree()
                     hidden = element  # its end is next, and its tail is not hidden
                     continue
-                if tag in _BREAKS:
-                    self._wanted = max(self._wanted, _BREAKS[tag])
+                if (breaks := _BREAKS.get(tag, 0)) > self._wanted:
+                    self._wanted = breaks
                 if tag in _OPENED:
                     self._open(tag, element)
                 said = element.text
             else:
-                if tag in _BREAKS:
-                    self._wanted = max(self._wanted, _BREAKS[tag])
+                if (breaks := _BREAKS.get(tag, 0)) > self._wanted:
+                    self._wanted = breaks
                 if tag in _CLOSED and element is not hidden:
                     self._close(tag)
                 said = element.tail
@@ -158,9 +160,10 @@ class _Writer:
             if self._pre:
                 self._put(said.strip("\n"))
             elif words := said.split():
-                self._space = self._space or said[0].isspace()
+                if said[0] in " \n\t\r\xa0":
+                    self._space = True
                 self._put(" ".join(words))
-                self._space = said[-1].isspace()
+                self._space = said[-1] in " \n\t\r\xa0"
             else:
                 self._space = True
         text = "".join(self._out)
