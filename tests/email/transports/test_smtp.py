@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from postroom.email.transports.smtp import SmtpServer, SmtpTransport, connection
+from postroom.email.transports.smtp import SmtpServer, SmtpTransport, connection, pool
 from postroom.email.transports.smtp.connection import AT_ONCE_BYTES_MAX
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, TransportDown, UncertainOutcome
 from postroom.settings import SmtpTimeouts
@@ -567,6 +567,43 @@ async def test_connection_that_is_too_many_costs_the_email_nothing(
     await asyncio.gather(*(transport.send(new_email(), start) for _ in range(8)))
     await until(lambda: smtp.open_now <= 4)
     assert (len(smtp.mails), len(smtp.sessions)) == (8, 8)
+
+
+async def test_server_that_refused_a_connection_is_asked_for_one_more_later(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before its time, and for one at a time, however many mails wait."""
+    transport = open_transport(connections=8)
+    await transport.send(new_email(), started)
+    smtp.on("GREETING", *[Say("421 4.7.0 too many connections", close=True)] * 7)
+    await asyncio.gather(*(transport.send(new_email(), started) for _ in range(20)))
+    refused = len(smtp.sessions)
+    await asyncio.gather(*(transport.send(new_email(), started) for _ in range(20)))
+    assert len(smtp.sessions) == refused
+    monkeypatch.setattr(pool, "GROW_AGAIN_S", 0.0)
+    await asyncio.gather(*(transport.send(new_email(), started) for _ in range(20)))
+    assert refused < len(smtp.sessions) <= refused + 7
+
+
+async def test_many_that_are_too_many_at_once_halve_the_connections_once(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """All of those in flight are told so: that is one answer, not eight."""
+    transport = open_transport(connections=8)
+    arrived = asyncio.Event()
+    starts = 0
+
+    async def start() -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 8:
+            arrived.set()
+        await arrived.wait()
+
+    smtp.on("CONTENT", *["432 4.3.2 Concurrent connections limit exceeded"] * 6)
+    await asyncio.gather(*(transport.send(new_email(), start) for _ in range(8)))
+    await until(lambda: smtp.open_now == 4)
+    assert len(smtp.mails) == 8
 
 
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO"])

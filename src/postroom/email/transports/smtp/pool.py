@@ -2,8 +2,8 @@
 Connections that are kept and used again.
 
 There are ten at first, and one more for each e-mail that goes out while others wait, up to the
-limit. A server that takes only some of them (providers allow three or five) is asked for no more
-for a minute; the others' mail waits its turn. A server that does not answer, or refuses the password,
+limit. A server that takes only some of them (providers allow three or five) is asked for one more a
+minute; the others' mail waits its turn. A server that does not answer, or refuses the password,
 is asked by one connection at a time.
 """
 
@@ -25,6 +25,9 @@ AT_FIRST = 10
 GROW_AGAIN_S = 60.0
 """The wait before a server that refused one is asked for a connection more."""
 
+SHRINK_AGAIN_S = 1.0
+"""What the connections in flight say so soon after they were too many was said of as many."""
+
 
 class ConnectionPool:
     """
@@ -39,7 +42,7 @@ class ConnectionPool:
         self._server = server
         self._connections_max = connections_max
         self._capacity = min(connections_max, AT_FIRST)
-        self._grow_at = 0.0
+        self._limited_at: float | None = None
         self._mails_max = mails_max
         self._idle_s_max = server.timeouts.idle_timeout_s
         self._idle: list[SmtpConnection] = []
@@ -97,22 +100,31 @@ class ConnectionPool:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
             self._plan_sweep()
-            if self._waiting and self._capacity < self._connections_max and self._may_grow():
-                self._capacity += 1
+            self._grow()
         self._give_turn()
 
     def shrink(self) -> None:
         """The server says that these are too many connections: keep half of them."""
+        now = asyncio.get_running_loop().time()
+        if self._limited_at is not None and now < self._limited_at + SHRINK_AGAIN_S:
+            return  # the others in flight say the same
         self._limit(len(self._open) // 2)
         while self._idle and len(self._open) > self._capacity:
             self._drop(self._idle.pop(0))
 
     def _limit(self, connections: int) -> None:
         self._capacity = min(self._capacity, max(connections, 1))
-        self._grow_at = asyncio.get_running_loop().time() + GROW_AGAIN_S
+        self._limited_at = asyncio.get_running_loop().time()
 
-    def _may_grow(self) -> bool:
-        return asyncio.get_running_loop().time() >= self._grow_at
+    def _grow(self) -> None:
+        if not self._waiting or self._capacity >= self._connections_max:
+            return
+        if self._limited_at is not None:
+            now = asyncio.get_running_loop().time()
+            if now < self._limited_at + GROW_AGAIN_S:
+                return
+            self._limited_at = now  # one, and see
+        self._capacity += 1
 
     async def close(self) -> None:
         """Close all of them, those in use too; at most CLOSE_S."""
@@ -173,6 +185,7 @@ class ConnectionPool:
         connection.closed.add_done_callback(lambda _: self._ending.discard(connection))
         if not self._open and not self._closed:
             self._capacity = max(self._capacity, min(self._connections_max, AT_FIRST))
+            self._limited_at = None
             self._hand_turns()
 
     async def _open_one(self) -> SmtpConnection:
