@@ -16,8 +16,8 @@ LARGE_CHARACTERS = 256 * 1024
 HELD_CHARACTERS_MAX = 64 * 1024 * 1024
 """Of large e-mails, so much is claimed and not settled, and so much is rendered and sent at once; or one."""
 
-MEAN_AT_FIRST = 512.0 * 1024
-"""The first claim is made as though all e-mails were so large: 128 at most."""
+MEAN_AT_FIRST = 4.0 * 1024 * 1024
+"""The first claim is made as though all e-mails were so large: 16 at most."""
 
 WAIT_S_MAX = 1.0
 
