@@ -61,7 +61,7 @@ async def _run(history: int, count: int, rounds: int) -> Result:
             "history": f"{history:,} rows of sent mails, made in {fill_s:.0f} s, vacuumed",
             "queue": f"{count:,} mails of 2 KB of HTML; they wait while /metrics and status are asked",
             "figures": f"medians of {rounds} rounds in turns (lowest-highest); of none: within a round",
-            "status": "the whole program, which takes half a second to start",
+            "status": "the whole program, with its start",
             "PostgreSQL": f"{await server_version(server_url)}, fsync on",
             "versions": versions("postroom", "asyncpg"),
         }
