@@ -27,6 +27,9 @@ TABLES = (
     "postroom.webhook_requests",
     "postroom.handlers",
     "postroom.old_leases",
+    "postroom.tallies",
+    "postroom.processing_minutes",
+    "postroom.processing_totals",
 )
 
 # label: status, lease_no, leased_by, seconds until due, further columns
@@ -115,6 +118,7 @@ def _seeding(queue: Queue) -> str:
         VALUES ('email:recipient:gone@example.com', 1, '2020-01-01', '2020-01-02', '{2020-01-01}', '{1}', 1)
         """,
         "INSERT INTO postroom.handlers VALUES ('app', 'stripe', 'h', '{*}')",
+        *_figures(queue),
         """
         INSERT INTO postroom.seen_webhooks (source, event_id, id, seen_at)
         VALUES
@@ -155,6 +159,22 @@ def _insert(
         else:
             values[column] = f"'{value}'"
     return f"INSERT INTO {queue.table} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
+
+
+def _figures(queue: Queue) -> list[str]:
+    # Three attempts that are tallied, and five of a year that is over.
+    of = f"'{queue}', '{'' if queue is EMAIL else 'stripe'}', '', 'done', '{queue.done}'"
+    return [
+        f"""
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        VALUES ({of}, '{{1,2}}', '{{1,2}}', '{{1,2}}'), ({of}, '{{3}}', '{{3}}', '{{3}}')
+        """,
+        f"INSERT INTO postroom.processing_minutes VALUES ('2020-01-01', {of}, 5, '{{5}}', '{{5}}', '{{5}}')",
+        f"""
+        INSERT INTO postroom.processing_totals
+        VALUES ({of}, 5, '{{5}}', '{{5}}', '{{5}}', 5, 5, 5, '2020-01-01')
+        """,
+    ]
 
 
 def _book(key: str, slots: int) -> str:
@@ -207,6 +227,20 @@ async def state(connection: asyncpg.Connection[Any], queue: Queue) -> State:
         add("handlers", f"{row['app']} {row['source']} {row['name']}", row)
     for row in await connection.fetch("SELECT * FROM postroom.old_leases"):
         add("old leases", str(plain(row["id"], now, named)), row)
+    # An attempt is counted once, be it tallied still or merged into the figures.
+    for figures in ("processing_minutes", "processing_totals"):
+        for row in await connection.fetch(
+            f"""
+            SELECT concat_ws(' ', kind, transport, outcome, status) AS of, sum(attempts) AS attempts
+            FROM (
+                SELECT kind, transport, outcome, status, attempts FROM postroom.{figures}
+                UNION ALL
+                SELECT kind, transport, outcome, status, cardinality(wait_ms) FROM postroom.tallies
+            ) AS counted
+            GROUP BY 1
+            """
+        ):
+            found[figures, row["of"]] = str(row["attempts"])
     return found
 
 

@@ -268,7 +268,14 @@ BEGIN
     );
     IF NOT p_dry_run THEN
         DELETE FROM postroom.processing_minutes WHERE processing_minutes.ctid = ANY (v_gone);
-        DELETE FROM postroom.processing_totals WHERE processing_totals.updated_at < v_kept_since;
+        -- Passes over what is being merged into: no cleanup waits.
+        DELETE FROM postroom.processing_totals
+        WHERE processing_totals.ctid = ANY (ARRAY(
+            SELECT old.ctid
+            FROM postroom.processing_totals AS old
+            WHERE old.updated_at < v_kept_since
+            FOR UPDATE SKIP LOCKED
+        ));
     END IF;
     RETURN QUERY SELECT 'stats', cardinality(v_gone)::bigint;
 END;
