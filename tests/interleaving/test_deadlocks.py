@@ -104,6 +104,42 @@ async def test_calls_with_their_rows_in_opposite_orders_do_not_wait_for_each_oth
     await asyncio.gather(*waiting)
 
 
+@pytest.mark.parametrize("follower", ["begin", "settle", "extend"])
+@pytest.mark.parametrize("limit", ["1/60s", "1000/60s"])
+async def test_a_start_whose_answer_was_lost_does_not_wait_for_what_the_worker_does_next(
+    connect: Connect, limit: str, follower: str
+) -> None:
+    """It waits for a book while its leases get old; the repetition locks the rows first, in another order."""
+    observer, holder, one, two = [await connect() for _ in range(4)]
+    await seed(observer.connection, EMAIL)
+    await observer.set("email.limit.global", limit)
+    rows = ("fresh", "limited")
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("SELECT FROM rate_limit_counters WHERE key = 'email:global' FOR UPDATE")
+    lost = asyncio.ensure_future(one.execute(begin(EMAIL, W1, *rows)))
+    await observer.until_blocked(one, lost)
+    await observer.execute(
+        f"UPDATE email_queue SET due_at = clock_timestamp() + interval '20 s' WHERE id = ANY ({ids(*rows)})"
+    )
+    next_call = _orders(EMAIL)[follower](tuple(reversed(rows)))
+    following = asyncio.ensure_future(two.execute(next_call))
+    if follower == "begin":
+        await observer.until_blocked(two, following)
+    else:
+        await following
+    await transaction.rollback()
+    await asyncio.gather(lost, following)
+    held = await observer.fetchval(
+        f"""
+        SELECT count(*) FROM email_queue
+        WHERE id = ANY ({ids(*rows)}) AND leased_by IS NOT NULL
+            AND id <> ALL ((SELECT begun FROM postroom.workers WHERE id = '{W1}')::uuid[])
+        """
+    )
+    assert held == 0
+
+
 HUNT_S = 5.0
 
 

@@ -179,16 +179,13 @@ class QueueModel:
         """Take slots and write marks; what finds no slot goes back to its place. The ids that have begun."""
         rows, changes = self.rows(session), Written()
         ours = [lease for lease in leases if self._is_held(rows.get(lease.id), lease)]
-        asked = {lease.id: rows[lease.id] for lease in leases if lease.id in rows}
-        asked = {row_id: row for row_id, row in asked.items() if row.leased_by == worker}
-        ending = {row_id for row_id, row in asked.items() if row.due == "past"}
-        if ending:
-            # E-mails are locked all together, events where their leases are extended.
-            changes.update({row_id: row for row_id, row in asked.items() if row.to is not None})
-            for lease in ours:
-                if lease.id in ending:
-                    changes[lease.id] = replace(rows[lease.id], due="future")
+        ending = {lease.id for lease in ours if rows[lease.id].due == "past"}
         waiting, books = self.limits.take_slots([rows[lease.id] for lease in ours], self._books(session))
+        for lease in ours:
+            if lease.id in ending:
+                changes[lease.id] = replace(rows[lease.id], due="future")
+            elif rows[lease.id].to is not None and (ending or any(waiting)):
+                changes[lease.id] = rows[lease.id]  # e-mails are locked all together
         changes.update(books)
         begun = set()
         for lease, back in zip(ours, waiting, strict=True):

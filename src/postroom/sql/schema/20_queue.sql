@@ -11,8 +11,9 @@
 -- it, in each session and of each statement, were 5 of 60 us a mail in a drain of 10,000.
 --
 -- Whoever locks several rows locks them in the order of their ids, so that no two can wait for each other; or he passes
--- over what is locked. Rows come before books (begin_emails: what it puts back it has not locked before), books in
--- the order of their keys (lock_books), and the worker's own row is last.
+-- over what is locked. Books come before rows (begin_emails), in the order of their keys (lock_books), and the worker's own
+-- row is last. (Rows whose leases were short came before the books once: a start whose answer was lost, and which waited
+-- for a book, and its repetition waited for each other.)
 
 -- next_state: what a settled row becomes. The one place where the rules of the outcomes stand.
 --

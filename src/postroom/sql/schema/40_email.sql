@@ -523,8 +523,8 @@ $$;
 -- p_begun: the attempts that this worker has begun before and not settled: the worker's mark is one
 -- list, written whole, one small update a batch.
 --
--- A lease with less than half its length left is extended first, so that nobody can take the row over
--- between this look and the commit.
+-- A lease with less than half its length left is extended, so that nobody can take the row over between this look
+-- and the commit; one that was taken over while this waited for the books is left out.
 DROP FUNCTION IF EXISTS postroom.begin_emails(uuid, uuid[], bigint[], uuid[], bigint[]);
 DROP FUNCTION IF EXISTS postroom.begin_emails_v2(uuid, uuid[], bigint[], uuid[], bigint[], text[], boolean[]);
 CREATE OR REPLACE FUNCTION postroom.begin_emails(
@@ -558,40 +558,22 @@ DECLARE
     v_dues     timestamptz[];
     v_is_short boolean;
 BEGIN
-    FOR v_look IN 1..2 LOOP
+    SELECT
+        array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
+        array_agg(ours.email_type), array_agg(ours.priority), array_agg(ours.waits_for),
+        array_agg(ours.planned_under), array_agg(ours.route), array_agg(ours.rerouted),
+        COALESCE(bool_or(ours.due_at < clock_timestamp() + v_lease / 2), false)
+    INTO v_ids, v_nos, v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted, v_is_short
+    FROM (
         SELECT
-            array_agg(ours.id), array_agg(ours.lease_no), array_agg(ours.to_email), array_agg(ours.from_email),
-            array_agg(ours.email_type), array_agg(ours.priority), array_agg(ours.waits_for),
-            array_agg(ours.planned_under), array_agg(ours.route), array_agg(ours.rerouted),
-            bool_or(ours.due_at < clock_timestamp() + v_lease / 2)
-        INTO v_ids, v_nos, v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted, v_is_short
-        FROM (
-            SELECT
-                email.id, email.lease_no, email.to_email, email.from_email, email.email_type, email.priority,
-                email.waits_for, email.planned_under, email.due_at, asked.route, asked.rerouted
-            FROM unnest(p_ids, p_lease_nos, p_routes, p_rerouted)
-                WITH ORDINALITY AS asked (id, lease_no, route, rerouted, place)
-            JOIN public.email_queue AS email ON email.id = asked.id
-            WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
-            ORDER BY asked.place
-        ) AS ours;
-        EXIT WHEN v_is_short IS NOT TRUE OR v_look = 2;
-
-        -- All of them: some may have to be put back below, which must not wait for who waits for these.
-        PERFORM 1
-        FROM public.email_queue AS email
-        WHERE email.id = ANY (p_ids) AND email.leased_by = p_worker
-        ORDER BY email.id
-        FOR NO KEY UPDATE;
-
-        UPDATE public.email_queue
-        SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-        FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
-        WHERE email_queue.id = asked.id
-            AND email_queue.lease_no = asked.lease_no
-            AND email_queue.leased_by = p_worker
-            AND email_queue.due_at < clock_timestamp() + v_lease / 2;
-    END LOOP;
+            email.id, email.lease_no, email.to_email, email.from_email, email.email_type, email.priority,
+            email.waits_for, email.planned_under, email.due_at, asked.route, asked.rerouted
+        FROM unnest(p_ids, p_lease_nos, p_routes, p_rerouted)
+            WITH ORDINALITY AS asked (id, lease_no, route, rerouted, place)
+        JOIN public.email_queue AS email ON email.id = asked.id
+        WHERE email.lease_no = asked.lease_no AND email.leased_by = p_worker
+        ORDER BY asked.place
+    ) AS ours;
 
     IF v_ids IS NOT NULL THEN
         SELECT
@@ -601,6 +583,15 @@ BEGIN
         FROM postroom.take_slots_for_emails(
             v_to, v_from, v_types, v_prio, v_waits, v_unders, v_routes, v_rerouted
         ) AS waiting;
+    END IF;
+
+    IF v_places IS NOT NULL OR v_is_short THEN
+        -- All of them, in their order: whoever waits for one of these must not be waited for.
+        PERFORM 1
+        FROM public.email_queue AS email
+        WHERE email.id = ANY (v_ids) AND email.leased_by = p_worker
+        ORDER BY email.id
+        FOR NO KEY UPDATE;
     END IF;
 
     IF v_places IS NOT NULL THEN
@@ -634,6 +625,22 @@ BEGIN
         INTO v_ids, v_nos
         FROM unnest(v_ids, v_nos) WITH ORDINALITY AS mail (id, lease_no, place)
         WHERE mail.place <> ALL (v_places);
+    END IF;
+
+    IF v_is_short THEN
+        UPDATE public.email_queue
+        SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
+        FROM unnest(v_ids, v_nos) AS ours (id, lease_no)
+        WHERE email_queue.id = ours.id
+            AND email_queue.lease_no = ours.lease_no
+            AND email_queue.leased_by = p_worker
+            AND email_queue.due_at < clock_timestamp() + v_lease / 2;
+
+        SELECT array_agg(email.id), array_agg(email.lease_no)
+        INTO v_ids, v_nos
+        FROM unnest(v_ids, v_nos) AS ours (id, lease_no)
+        JOIN public.email_queue AS email ON email.id = ours.id
+        WHERE email.lease_no = ours.lease_no AND email.leased_by = p_worker;
     END IF;
 
     PERFORM postroom.mark_begun(p_worker, p_begun || v_ids, p_begun_lease_nos || v_nos);
