@@ -11,6 +11,7 @@ NULL or unknown.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -185,10 +186,19 @@ def matches(found: Ending, serial: list[Ending], *, passes_over: bool) -> bool:
         return True
     if not passes_over:
         return False
-    # Each row by itself as in one of them; no answer has what none of them has.
+    # Each row by itself as in one of them; no answer has a row that it has in none of them.
     worlds = [one.world for one in serial]
     keys = set(found.world).union(*worlds)
-    return all(any(found.world.get(key) == world.get(key) for world in worlds) for key in keys)
+    return all(any(found.world.get(key) == world.get(key) for world in worlds) for key in keys) and all(
+        rows_in(said) <= set().union(*(rows_in(one.answers.get(name, "")) for one in serial))
+        for name, said in found.answers.items()
+    )
+
+
+def rows_in(said: str) -> set[str]:
+    """The rows of the queue in an answer; an error's code and a count name none."""
+    rows = json.loads(said) if said.startswith("[") else []
+    return {row for row in rows if json.loads(row).get("id") is not None}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,7 @@ async def test_a_session_that_rolls_back_leaves_nothing_behind_for_the_other(
             untouched = {key for key, row in nothing.world.items() if alone.world.get(key) == row}
             further = {key: row for key, row in nothing.world.items() if key not in untouched}
             further |= {key: row for key, row in both.world.items() if key in untouched}
-            serial += [nothing, Ending(further, nothing.answers)]
+            serial += [nothing, Ending(further, {second.name: both.answers[second.name]})]
         found = await stage.at_once(first, second, isolation, "rollback")
         if not matches(found, serial, passes_over=passes_over):
             wrong.append(describe(first, second, found, serial))
