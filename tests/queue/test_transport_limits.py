@@ -22,10 +22,12 @@ async def down(_: OutgoingEmail) -> str:
     raise TransportDown("421 closing")
 
 
-def engine_of(house: House, *recorders: Recorder) -> Engine[OutgoingEmail]:
+def engine_of(house: House, *recorders: Recorder, start_good_s: float | None = None) -> Engine[OutgoingEmail]:
     """A worker with several transports."""
-    store = EmailStore(house.database, sender="shop@example.com")
-    return Engine(Delivery(store, Failover(recorders)), house.database)
+    delivery = Delivery(EmailStore(house.database, sender="shop@example.com"), Failover(recorders))
+    if start_good_s is not None:
+        delivery.start_good_s = start_good_s
+    return Engine(delivery, house.database)
 
 
 async def booked(house: House) -> dict[str, int]:
@@ -41,7 +43,8 @@ async def test_a_failover_takes_one_slot_of_each_transport_and_no_other_twice(ho
     await house.set("email.limit.transport.smtp", "5/60s")
     await house.set("email.limit.transport.resend", "5/60s")
     (email_id,) = await house.queue(to="ada@example.com")
-    async with house.working(engine_of(house, first, second)):
+    # On a busy machine the second start may come later than 250 ms, and takes all slots anew, as it must.
+    async with house.working(engine_of(house, first, second, start_good_s=60.0)):
         await house.until_settled()
     assert second.handed_over == [email_id]
     assert await booked(house) == {
@@ -49,6 +52,22 @@ async def test_a_failover_takes_one_slot_of_each_transport_and_no_other_twice(ho
         "email:transport:smtp": 1,
         "email:transport:resend": 1,
     }
+
+
+async def test_a_failover_that_comes_late_takes_all_slots_anew(house: House) -> None:
+    """A slot is good for 250 ms, by whichever transport: the receiver sees the mail when it begins."""
+
+    async def down_at_last(_: OutgoingEmail) -> str:
+        await asyncio.sleep(0.3)
+        raise TransportDown("no answer")
+
+    first, second = Recorder(FIRST, behave=down_at_last), Recorder(SECOND)
+    await house.set("email.limit.recipient", "100/60s")
+    (email_id,) = await house.queue(to="ada@example.com")
+    async with house.working(engine_of(house, first, second)):
+        await house.until_settled()
+    assert second.handed_over == [email_id]
+    assert (await booked(house))["email:recipient:ada@example.com"] >= 2
 
 
 async def test_a_reached_limit_waits_and_does_not_fail_over(house: House) -> None:
