@@ -26,6 +26,7 @@ DEFAULTS = {
     "retention.stats": "30d",
     "cron.process-email-queue": "* * * * *",
     "cron.process-webhook-retries": "*/5 * * * *",
+    "cron.alerts": "* * * * *",
     "cron.cleanup": "15 3 * * *",
     "cron.reconcile": "7 * * * *",
 }
