@@ -182,12 +182,12 @@ def _line(lane: Lane) -> Iterator[None]:
         yield
 
 
-async def run_all(broken: Iterable[tuple[Case, Callable[[], Awaitable[None]]]]) -> None:
+async def run_all(broken: Iterable[tuple[object, Callable[[], Awaitable[None]]]]) -> None:
     """Run cases side by side; fails with all that failed."""
     lanes = asyncio.Semaphore(LANES)
     failed: list[str] = []
 
-    async def one(case: Case, run: Callable[[], Awaitable[None]]) -> None:
+    async def one(case: object, run: Callable[[], Awaitable[None]]) -> None:
         async with lanes:
             try:
                 await run()
