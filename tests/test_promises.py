@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.chaos.sabotage import ALL
+from tests.chaos.sabotage import ALL, Sabotage
 
 ROOT = Path(__file__).parents[1]
 PROMISES = ROOT / "docs" / "promises.md"
@@ -42,3 +43,14 @@ def test_every_guard_that_is_taken_out_is_named_and_no_other() -> None:
     guards = [sabotage.guard for sabotage in ALL]
     assert re.findall(r"^(.+): red \(", page, re.MULTILINE) == guards
     assert {name or line for name, line in _RED.findall(page)} == set(guards)
+
+
+@pytest.mark.parametrize("sabotage", ALL, ids=lambda sabotage: sabotage.guard)
+def test_each_guard_stands_once_where_it_is_taken_out(database_url: str, sabotage: Sabotage) -> None:
+    """A function that is written anew takes its sabotage along, which nobody runs each day."""
+    with psycopg.connect(database_url) as connection:
+        for name, guard, instead in sabotage.scenario.edits:
+            row = connection.execute("SELECT pg_get_functiondef(%s::regproc)", (name,)).fetchone()
+            assert row is not None
+            assert row[0].count(guard) == 1, f"{name} has not one {guard!r}"
+            connection.execute(row[0].replace(guard, instead).encode())

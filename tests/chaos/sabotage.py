@@ -113,7 +113,7 @@ ALL = (
             edits=(
                 _without(
                     "mark_begun",
-                    "begun = p_ids, begun_lease_nos = p_lease_nos",
+                    "begun = p_ids,\n        begun_lease_nos = p_lease_nos",
                     "begun = '{}', begun_lease_nos = '{}'",
                 ),
             ),
