@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from tests.interleaving.calls import begin, extend, settle, store
-from tests.interleaving.world import W1, W2, ids, seed
+from tests.interleaving.world import W1, W2, id_of, ids, seed
 from tests.sql.conftest import Connect
 from tests.sql.session import EMAIL, QUEUES, WEBHOOK, Queue, Session
 from tests.support.waiting import until
@@ -138,6 +138,32 @@ async def test_a_start_whose_answer_was_lost_does_not_wait_for_what_the_worker_d
         """
     )
     assert held == 0
+
+
+@pytest.mark.parametrize("queue", QUEUES, ids=str)
+async def test_outcomes_that_are_written_one_by_one_are_written_in_the_order_of_their_rows(
+    connect: Connect, queue: Queue
+) -> None:
+    """Where a row's own trigger refuses, too: another call on the same rows does not wait for it in turn."""
+    observer, holder, one, two = [await connect() for _ in range(4)]
+    await seed(observer.connection, queue)
+    first, middle, last = sorted(("held", "fresh", "short"), key=id_of)
+    await observer.execute(
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON {queue.table} FOR EACH ROW
+        WHEN (NEW.id = '{id_of(first)}' AND NEW.attempts > OLD.attempts) EXECUTE FUNCTION refuse()
+        """
+    )
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(f"SELECT FROM {queue.table} WHERE id = '{id_of(middle)}' FOR UPDATE")
+    other = asyncio.ensure_future(two.execute(settle(queue, W1, "released", 1, middle, last)))
+    await observer.until_blocked(two, other)
+    refused = asyncio.ensure_future(one.execute(settle(queue, W1, "temporary", 1, last, middle, first)))
+    await observer.until_blocked(one, refused)
+    await transaction.rollback()
+    await asyncio.gather(refused, other)
 
 
 HUNT_S = 5.0

@@ -795,6 +795,8 @@ SET search_path = ''
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_place integer;
 BEGIN
     RETURN QUERY
     SELECT * FROM postroom.write_email_outcomes(
@@ -805,7 +807,11 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
         RAISE;
     END IF;
     -- A row's own trigger has refused: one by one, and what is known of that row is kept.
-    FOR v_place IN 1..cardinality(p_ids) LOOP
+    FOR v_place IN
+        SELECT ended.place::integer
+        FROM unnest(p_ids) WITH ORDINALITY AS ended (id, place)
+        ORDER BY ended.id
+    LOOP
         BEGIN
             RETURN QUERY
             SELECT * FROM postroom.write_email_outcomes(

@@ -515,6 +515,8 @@ SET search_path = ''
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_place integer;
 BEGIN
     RETURN QUERY
     SELECT * FROM postroom.write_webhook_outcomes(
@@ -524,7 +526,11 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
     IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
         RAISE;
     END IF;
-    FOR v_place IN 1..cardinality(p_ids) LOOP
+    FOR v_place IN
+        SELECT ended.place::integer
+        FROM unnest(p_ids) WITH ORDINALITY AS ended (id, place)
+        ORDER BY ended.id
+    LOOP
         BEGIN
             RETURN QUERY
             SELECT * FROM postroom.write_webhook_outcomes(
