@@ -204,6 +204,16 @@ _EMAILS = [
         "SELECT enqueue_email('a@example.com', 's', 'h', idempotency_key => 'there') AS id",
         "keyed",
     ),
+    call(
+        "mails are queued together, by a key that is there and a new one",
+        """
+        SELECT unnest(enqueue_emails(
+            '[{"to_email": "a@example.com", "subject": "s", "html": "h", "idempotency_key": "there"},
+              {"to_email": "a@example.com", "subject": "s", "html": "h", "idempotency_key": "made"}]'
+        )) AS id
+        """,
+        "keyed made",
+    ),
     call("a mail with a key is deleted", f"DELETE FROM email_queue WHERE id = '{id_of('keyed')}'", "keyed"),
     call(
         "a mail is sent directly by a key",
