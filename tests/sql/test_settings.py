@@ -26,9 +26,9 @@ DEFAULTS = {
     "retention.stats": "30d",
     "cron.process-email-queue": "* * * * *",
     "cron.process-webhook-retries": "*/5 * * * *",
-    "cron.alerts": "* * * * *",
     "cron.cleanup": "15 3 * * *",
     "cron.reconcile": "7 * * * *",
+    "cron.alerts": "* * * * *",
 }
 LIMIT = (
     "write a number of e-mails from 1 to 10000000, a slash and a window of 1s to 31d, such as 100/60s; or off"
