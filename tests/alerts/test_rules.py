@@ -180,9 +180,9 @@ async def test_that_no_worker_lives_is_told(database_url: str, tmp_path: Path, p
         await house.room.database.execute("UPDATE postroom.workers SET seen_at = seen_at - interval '20 s'")
         body = await told(house, "fired", "no_worker", "email")
         assert "no worker of queue email is alive" in body.lower()
-        programs.start("worker", "--queues", "email")
-        await until(is_alive)
-        await told(house, "over", "no_worker", "email")
+        with programs.running("worker", "--queues", "email"):
+            await until(is_alive)
+            await told(house, "over", "no_worker", "email")
 
 
 async def test_that_no_scheduler_runs_is_told_by_whoever_stays(database_url: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import LiteralString
 import psycopg
 import pytest
 
+from postroom.queue.engine import BUFFER_PER_ATTEMPT
 from tests.journey.ledger import Delivered, Ledger, running_ledger
 from tests.journey.programs import Program, Programs
 from tests.support.waiting import until_now
@@ -24,7 +25,8 @@ WORKERS = 3
 IN_FORCE_S = 5.0
 """Contract, section 4: a changed setting is in force within 5 s."""
 
-FIRST_BATCHES = 2 * WORKERS * 160
+IN_FLIGHT = 40
+FIRST_BATCHES = 2 * WORKERS * IN_FLIGHT * BUFFER_PER_ATTEMPT
 """What the workers' buffers hold, and what they look for meanwhile."""
 
 FAKETIME = (
@@ -138,6 +140,7 @@ def test_mails_that_wait_for_one_limit_hold_up_nobody(
     """
     _set(db, f"email.limit.{key}", "5/1h")
     _count_writes(db)
+    programs.settings["POSTROOM_CONCURRENCY"] = str(IN_FLIGHT)  # buffers that are small beside the line
     with _workers(programs) as ledger:
         db.execute(
             """
