@@ -112,7 +112,7 @@ async def test_a_settle_batch_that_one_row_makes_fail_is_bisected(
     leases = await worker.claim()
     await worker.begin(*leases)
     await refuse(sql, queue, ids[2], when=f"NEW.status = '{queue.done}'", how=how)
-    assert await worker.settle("done", *leases, reply="250 ok") == [ids[0], ids[1], ids[3]]
+    assert set(await worker.settle("done", *leases, reply="250 ok")) == {ids[0], ids[1], ids[3]}
     (aside,) = (await set_aside(sql)).values()
     assert (aside["id"], aside["lease_no"], aside["verdict"], aside["reply"]) == (ids[2], 1, "done", "250 ok")
     assert "not this one" in aside["error"]
