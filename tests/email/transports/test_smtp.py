@@ -128,9 +128,7 @@ async def test_refusal_has_the_outcome_of_what_it_speaks_of(
 
 @pytest.mark.parametrize(
     ("verb", "reply", "outcome"),
-    [refusal for refusal in REFUSALS if refusal[0] != "DATA" and not refusal[1].startswith("500")]
-    # It offered CHUNKING and does not know BDAT: not the e-mail's fault.
-    + [("CONTENT", f"{code} 5.5.1 command not recognized", TemporaryFailure) for code in (500, 502, 504)],
+    [refusal for refusal in REFUSALS if refusal[0] != "DATA" and not refusal[1].startswith("500")],
 )
 async def test_refusal_of_what_was_handed_over_at_once_has_the_same_outcome(
     smtp: ScriptedSmtp,
@@ -189,6 +187,22 @@ async def test_chunking_can_be_switched_off(
     smtp.extensions = AT_ONCE
     await open_transport(chunking=False).send(new_email(), started)
     assert "DATA" in smtp.commands
+
+
+@pytest.mark.parametrize("code", [500, 502, 504])
+async def test_server_that_offers_chunks_and_knows_none_gets_its_emails_the_other_way(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail, code: int
+) -> None:
+    """Such as behind a firewall: the first one goes by DATA on a new connection, and loses nothing."""
+    smtp.extensions = AT_ONCE
+    smtp.on("CONTENT", f"{code} 5.5.1 command not recognized")
+    transport = open_transport()
+    for _ in range(2):
+        await transport.send(new_email(), started)
+    assert len(smtp.mails) == 2
+    verbs = [[command.partition(" ")[0] for command in session] for session in smtp.sessions]
+    assert verbs[0][:4] == ["EHLO", "MAIL", "RCPT", "BDAT"]
+    assert verbs[1] == ["EHLO", "MAIL", "RCPT", "DATA", "MAIL", "RCPT", "DATA"]
 
 
 async def test_large_email_asks_for_its_recipient_first(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from dataclasses import replace
 
 from postroom.email.transports.smtp.connection import SmtpConnection
 from postroom.email.transports.smtp.handshake import SmtpServer, TooManyConnections, connect
@@ -111,6 +112,12 @@ class ConnectionPool:
         self._limit(len(self._open) // 2)
         while self._idle and len(self._open) > self._capacity:
             self._drop(self._idle.pop(0))
+
+    def stop_chunking(self) -> None:
+        """The server has offered CHUNKING and does not know it: from now on nobody uses it."""
+        self._server = replace(self._server, chunking=False)
+        while self._idle:
+            self._drop(self._idle.pop())
 
     def _limit(self, connections: int) -> None:
         self._capacity = min(self._capacity, max(connections, 1))

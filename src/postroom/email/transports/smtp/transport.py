@@ -9,7 +9,7 @@ from postroom.email.transports.smtp.connection import Broken, Refused, SmtpConne
 from postroom.email.transports.smtp.handshake import SmtpServer
 from postroom.email.transports.smtp.pool import ConnectionPool
 from postroom.email.transports.smtp.reply import Reply
-from postroom.email.transports.smtp.verdict import refusal
+from postroom.email.transports.smtp.verdict import knows_no_chunks, refusal
 from postroom.errors import PermanentFailure, SendError, TemporaryFailure, UncertainOutcome
 from postroom.failpoints import reach
 
@@ -31,8 +31,8 @@ class SmtpTransport:
         """
         Hand one e-mail over; see postroom.email.transports.base.Transport.
 
-        A connection that proves to be dead, is closed by 421, or is one too many for the server, is
-        replaced once; the e-mail loses nothing by it.
+        A connection that proves to be dead, is closed by 421, is one too many for the server, or takes no
+        chunks though the server has offered it, is replaced once; the e-mail loses nothing by it.
         """
         mail = await rendered(email)
         try:
@@ -63,6 +63,9 @@ class SmtpTransport:
             if error.reply.code == 432:  # Exchange: more connections at once than it allows
                 self._pool.shrink()
                 raise _Replace(outcome, fresh=False) from None
+            if knows_no_chunks(error.stage, error.reply):  # though it has offered them
+                self._pool.stop_chunking()
+                raise _Replace(outcome) from None
             if error.reply.code == 421:
                 raise _Replace(outcome) from None
             raise outcome from None

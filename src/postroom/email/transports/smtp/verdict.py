@@ -15,7 +15,7 @@ make the transport pause, and the e-mail loses nothing:
 
 `relaying denied` (550 or 554 5.7.1) is permanent: it depends on the recipient at most servers.
 503, bad sequence, is a confused dialogue and not the e-mail's fault: temporary. So is a BDAT that a
-server does not know though it offered CHUNKING (500, 502, 504).
+server does not know though it offered CHUNKING (500, 502, 504): it gets DATA from then on.
 """
 
 from __future__ import annotations
@@ -46,12 +46,17 @@ def refusal(stage: Stage, reply: Reply) -> SendError:
     text = f"{reply} (answering {stage})"
     if _speaks_of_the_server(stage, reply):
         return TransportDown(text, code=reply.code)
-    if reply.code == 503 or reply.ok or reply.go_on or (stage == Stage.BDAT and reply.code in _UNKNOWN):
+    if reply.code == 503 or reply.ok or reply.go_on or knows_no_chunks(stage, reply):
         return TemporaryFailure(text, code=reply.code)
     deciding_digit = reply.enhanced[:1] if reply.enhanced[:1] in ("4", "5") else str(reply.code)[0]
     if deciding_digit == "5":
         return PermanentFailure(text, code=reply.code)
     return TemporaryFailure(text, code=reply.code)
+
+
+def knows_no_chunks(stage: Stage, reply: Reply) -> bool:
+    """Whether BDAT is a command that the server does not know."""
+    return stage == Stage.BDAT and reply.code in _UNKNOWN
 
 
 def _speaks_of_the_server(stage: Stage, reply: Reply) -> bool:
