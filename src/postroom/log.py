@@ -118,7 +118,7 @@ class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ig
     """
     structlog's logger with one step where that has a chain of processors.
 
-    A worker that has nothing else to do writes a line for each mail: 16 us with the chain, 5 in this way.
+    A worker that has nothing else to do writes a line for each mail: 8 us with the chain, 6 in this way.
     """
 
     def _proxy_to_logger(self, method: str, event: str | None = None, /, **values: object) -> None:
