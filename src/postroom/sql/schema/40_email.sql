@@ -843,6 +843,7 @@ RETURNS SETOF postroom.settled_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET enable_hashjoin = off -- it would lock the rows in another order than that of their ids
 AS $$
 BEGIN
     RETURN QUERY

@@ -461,11 +461,15 @@ BEGIN
         WHERE webhook.lease_no = asked.lease_no AND webhook.leased_by = p_worker;
         EXIT WHEN v_is_short IS NOT TRUE OR v_look = 2;
 
+        -- In the order of the ids, as settles do: the order in which an UPDATE goes through a join is the planner's.
+        PERFORM 1
+        FROM public.webhook_retry_queue AS webhook
+        WHERE webhook.id = ANY (p_ids) AND webhook.leased_by = p_worker
+        ORDER BY webhook.id
+        FOR NO KEY UPDATE;
         UPDATE public.webhook_retry_queue
         SET due_at = clock_timestamp() + v_lease, updated_at = clock_timestamp()
-        FROM (
-            SELECT claimed.* FROM unnest(p_ids, p_lease_nos) AS claimed (id, lease_no) ORDER BY claimed.id
-        ) AS asked
+        FROM unnest(p_ids, p_lease_nos) AS asked (id, lease_no)
         WHERE webhook_retry_queue.id = asked.id
             AND webhook_retry_queue.lease_no = asked.lease_no
             AND webhook_retry_queue.leased_by = p_worker
@@ -562,6 +566,7 @@ RETURNS SETOF postroom.settled_row
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET enable_hashjoin = off -- it would lock the rows in another order than that of their ids
 AS $$
 BEGIN
     RETURN QUERY
