@@ -249,6 +249,20 @@ async def test_lost_transaction_is_unavailable(empty_database_url: str) -> None:
         assert await database.fetchval("SELECT count(*) FROM t") == 0
 
 
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+async def test_connection_that_is_known_to_be_lost_at_the_end_of_a_transaction(
+    empty_database_url: str, error: type[Exception] | None
+) -> None:
+    """Its commit is unavailable; an error of the block itself stays what it is."""
+    async with opened(empty_database_url) as database, opened(empty_database_url) as other:
+        with pytest.raises(error or DatabaseUnavailable):
+            async with database.transaction() as connection:
+                await other.fetchval("SELECT pg_terminate_backend($1::int)", connection.get_server_pid())
+                await until(connection.is_closed)
+                if error is not None:
+                    raise error
+
+
 async def test_cancelled_transaction_leaves_no_lock(empty_database_url: str) -> None:
     """A task that is cancelled inside a transaction gives its locks and its connection back."""
     async with opened(empty_database_url, max_size=1) as database:

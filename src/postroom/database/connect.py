@@ -165,7 +165,7 @@ class Database:
                 # Cancelled: closing the connection rolls back without one more answer to wait for.
                 connection.broken = True
                 raise
-            await transaction.commit()
+            await _committed(transaction)
 
     def listen(self, channels: Iterable[str], callback: Callable[[str, str], None]) -> Listener:
         """
@@ -327,10 +327,17 @@ def name_of(url: str) -> str:
     return f"database {match[2] or 'of the user'} at {match[1] or 'a local socket'}"
 
 
+async def _committed(transaction: Any) -> None:
+    try:
+        await transaction.commit()
+    except asyncpg.InterfaceError as error:  # it was lost meanwhile, and asyncpg knew before it asked
+        raise unavailable(error, "database") from error
+
+
 async def _rolled_back(transaction: Any) -> None:
     try:
         await transaction.rollback()
-    except DatabaseUnavailable:
+    except (DatabaseUnavailable, asyncpg.InterfaceError):
         pass  # the server does it by itself when the connection ends
 
 
