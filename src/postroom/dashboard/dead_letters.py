@@ -11,6 +11,7 @@ from starlette.responses import Response
 from postroom import log
 from postroom.dashboard.site import Problem, form_of, page, render, see, session_of, site_of, values_of
 from postroom.queue.dead_letters import Decided, decide, decide_all, group_dead_letters, list_dead_letters
+from postroom.queue.table import QueueTable
 from postroom.queues import QUEUES
 from postroom.wording import count_of
 
@@ -45,15 +46,14 @@ async def decide_letters(request: Request) -> Response:
         raise Problem(400, "Say what is to be done: retry or discard.")
     database, reason = site_of(request).room.database, form.get("reason") or None
 
+    def function_of(queue: QueueTable) -> str:
+        return queue.retry if what == "retry" else queue.discard
+
     if form.get("all") == "yes":
-        decided = await decide_all(
-            database, QUEUES, lambda queue: queue.retry if what == "retry" else queue.discard, reason=reason
-        )
+        decided = await decide_all(database, QUEUES, function_of, reason=reason)
     else:
         ids = [_uuid(value) for value in await values_of(request, "id")]
-        decided = await decide(
-            database, QUEUES, lambda queue: queue.retry if what == "retry" else queue.discard, ids
-        )
+        decided = await decide(database, QUEUES, function_of, ids)
     _log.info(
         "dashboard.decided",
         what=what,
