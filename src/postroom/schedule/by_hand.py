@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
-from postroom.errors import PostroomError
+from postroom.errors import DatabaseUnavailable, PostroomError
 from postroom.schedule.job import JobRow
 from postroom.schedule.scheduler import TICK_S, attempt
 from postroom.schedule.store import CronStore
@@ -26,7 +26,7 @@ async def run_by_hand(store: CronStore, job: JobRow, work: Callable[[], Coroutin
         PostroomError: It runs already, or it failed.
     """
     scheduler = uuid4()
-    runid = await store.begin(scheduler, job.jobid, None, os.getpid())
+    runid = await _begin(store, scheduler, job)
     if runid is None:
         raise PostroomError(f"{job.name} runs at the moment: see `postroom cron history {job.name}`")
     extending = asyncio.create_task(_extend(store, scheduler, runid))
@@ -38,6 +38,15 @@ async def run_by_hand(store: CronStore, job: JobRow, work: Callable[[], Coroutin
     if status == "failed":
         raise PostroomError(f"{job.name} failed: {message}")
     return message
+
+
+async def _begin(store: CronStore, scheduler: UUID, job: JobRow) -> int | None:
+    try:
+        return await store.begin(scheduler, job.jobid, None, os.getpid())
+    except DatabaseUnavailable:
+        # Perhaps the answer alone was lost: then the run is there, and nobody does it.
+        await asyncio.sleep(TICK_S)
+        return await store.begin(scheduler, job.jobid, None, os.getpid())
 
 
 async def _extend(store: CronStore, scheduler: UUID, runid: int) -> None:

@@ -73,6 +73,7 @@ class Scheduler:
         self._can_run: frozenset[str] = frozenset()
         self._leads_since: datetime | None = None
         self._runs: dict[int, _Running] = {}
+        self._unanswered: dict[int, tuple[JobRow, datetime]] = {}  # asked for, and the answer was lost
         self._stop = asyncio.Event()
         self._no_schedule: set[tuple[int, str]] = set()
 
@@ -126,6 +127,8 @@ class Scheduler:
             reach("cron.extend.before")
             await self._store.extend(self.id, list(self._runs), now)
             reach("cron.extend.after")
+        # Before the leader gives up what nobody has extended: a run of ours may be among it.
+        await self._ask_again(standing, now)
         if standing.leads:
             reach("cron.give_up.before")
             given_up = await self._store.fail_dead(now)
@@ -149,16 +152,28 @@ class Scheduler:
         if row.running or not (ours or standing.leads) or self._goes_on(row):
             return
         due = self._due(row, standing.now)
-        if due is None or not (ours or self._nobody_came(due, standing)):
-            return
-        reach("cron.begin.before")
-        runid = await self._store.begin(self.id, row.jobid, due, os.getpid(), now)
-        reach("cron.begin.after")
+        if due is not None and (ours or self._nobody_came(due, standing)):
+            await self._begin(row, due, standing, now)
+
+    async def _begin(self, row: JobRow, due: datetime, standing: Standing, now: datetime | None) -> None:
+        try:
+            reach("cron.begin.before")
+            runid = await self._store.begin(self.id, row.jobid, due, os.getpid(), now)
+            reach("cron.begin.after")
+        except DatabaseUnavailable:
+            self._unanswered[row.jobid] = (row, due)
+            raise
         if runid is None:
             return
         run = run_of(row, standing.now, self._stop)
         task = asyncio.create_task(self._run(row, runid, run, now))
         self._runs[runid] = _Running(row, task)
+
+    async def _ask_again(self, standing: Standing, now: datetime | None) -> None:
+        """Begin what may have begun without our knowing; who asks twice is given the same run."""
+        while self._unanswered:
+            _jobid, (row, due) = self._unanswered.popitem()
+            await self._begin(row, due, standing, now)
 
     def _due(self, row: JobRow, now: datetime) -> datetime | None:
         """The latest moment for which a run is wanting: of a hundred missed ones, one is caught up."""

@@ -94,7 +94,11 @@ class CronStore:
     async def begin(
         self, scheduler: UUID, jobid: int, minute: datetime | None, pid: int, now: datetime | None = None
     ) -> int | None:
-        """Begin a run for a minute (None: a person asks for it); its id, or None where it may not begin."""
+        """
+        Begin a run for a minute (None: a person asks for it); its id, or None where it may not begin.
+
+        Safe to repeat where the answer was lost: the same scheduler is given the same run.
+        """
         runid: int | None = await self._database.fetchval(
             "SELECT postroom.begin_run($1, $2, $3, $4, COALESCE($5, clock_timestamp()))",
             scheduler,

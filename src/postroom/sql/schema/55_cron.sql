@@ -83,6 +83,7 @@ $$;
 -- It may where the scheduler leads, or can run what the leader cannot; where the job is active, does not run, and has
 -- not had that minute or a later one. With no minute a person asks for it, whoever leads. A last_minute that lies ahead
 -- is no reason: the clock was set back. That minutes which come twice are run once is for the unique key to say.
+-- Who asks again, since the answer was lost, is given the run that he has begun, unless it was given up meanwhile.
 CREATE OR REPLACE FUNCTION postroom.begin_run(
     p_scheduler uuid,
     p_jobid     bigint,
@@ -95,6 +96,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 AS $$
 DECLARE
+    v_may   boolean := true;
     v_job   postroom.jobs;
     v_runid bigint;
 BEGIN
@@ -106,14 +108,20 @@ BEGIN
         WHERE postroom.holds_at(leader.leads_until, p_now)
             AND (leader.scheduler = p_scheduler OR postroom.what_runs(job) <> ALL (leader.can_run))
         FOR SHARE OF leader;
-        IF NOT FOUND THEN
-            RETURN NULL;
-        END IF;
+        v_may := FOUND;
     END IF;
 
     SELECT * INTO v_job FROM postroom.jobs AS job WHERE job.jobid = p_jobid FOR UPDATE;
-    IF p_minute IS NOT NULL AND NOT COALESCE(
-        v_job.active AND (v_job.last_minute < p_minute OR v_job.last_minute > p_now + interval '1 minute'), false
+    UPDATE postroom.job_runs AS run
+    SET leased_until = p_now + postroom.cron_lease()
+    WHERE run.jobid = p_jobid AND run.status = 'running'
+        AND run.scheduler = p_scheduler AND run.minute IS NOT DISTINCT FROM p_minute
+    RETURNING run.runid INTO v_runid;
+    IF FOUND THEN
+        RETURN v_runid;
+    ELSIF p_minute IS NOT NULL AND NOT COALESCE(
+        v_may AND v_job.active AND (v_job.last_minute < p_minute OR v_job.last_minute > p_now + interval '1 minute'),
+        false
     ) THEN
         RETURN NULL;
     END IF;
