@@ -41,17 +41,20 @@ class Rounds:
     server_cpu_us: list[float] = field(default_factory=list)
 
 
-def run(*, count: int = 20_000, rounds: int = 3, with_peers: bool = True) -> Result:
+def run(
+    *, count: int = 20_000, rounds: int = 3, tuning_count: int = 5_000, with_peers: bool = True
+) -> Result:
     """
     Measure in turns, so that whatever else the machine does hits all alike.
 
     Args:
         count: Jobs in the queue; fewer for peers that are slow.
+        tuning_count: The same while each peer's best settings are looked for.
     """
-    return asyncio.run(_run(count, rounds, with_peers))
+    return asyncio.run(_run(count, rounds, tuning_count, with_peers))
 
 
-async def _run(count: int, rounds: int, with_peers: bool) -> Result:
+async def _run(count: int, rounds: int, tuning_count: int, with_peers: bool) -> Result:
     columns = ["", "jobs/s", "of the best peer", "CPU us a job: worker", "PostgreSQL"]
     result = Result("noop_drain", QUESTION, columns)
     with running_postgres() as server_url:
@@ -60,7 +63,12 @@ async def _run(count: int, rounds: int, with_peers: bool) -> Result:
             Postroom(url, None, NO_LIMIT),
             Postroom(url, None, NO_LIMIT, concurrency=CONCURRENCY_BEST),
         ]
-        peers = await peers_on(server_url, result.notes) if with_peers else []
+        peers = []
+        for untuned in await peers_on(server_url, result.notes) if with_peers else []:
+            peer, tried = await tuned(untuned, tuning_count)
+            peers.append(peer)
+            result.measured[f"the settings of {peer.package}"] = tried
+            result.settings[peer.package] = f"{peer.settings}; the best of {len(tried)}"
         fewer = ", ".join(f"{one.package} {one.jobs_max:,}" for one in peers if one.jobs_max < count)
         result.settings |= {
             "queue": f"{count:,} jobs of {PAYLOAD_BYTES} bytes; of slow peers fewer: {fewer or 'none'}",
@@ -69,7 +77,6 @@ async def _run(count: int, rounds: int, with_peers: bool) -> Result:
             "postroom": "one process; a start mark, a deadline and a log line for each mail",
             "versions": versions("postroom", "asyncpg", "uvloop"),
         }
-        result.settings |= {peer.package: peer.settings for peer in peers}
         await measure(result, ours, peers, count, rounds)
     return result
 
@@ -101,6 +108,17 @@ async def measure(
             ]
         )
         result.measured[name] = vars(own)
+
+
+async def tuned(peer: QueuePeer, count: int) -> tuple[QueuePeer, dict[str, float]]:
+    """The peer with the settings that serve it best here, and what each of them came to."""
+    found: list[tuple[float, QueuePeer]] = []
+    for tried in peer.tried():
+        rounds = Rounds()
+        await drain_peer(tried, min(count, tried.jobs_max // 2), rounds)
+        found.append((rounds.rates[0], tried))
+    best = max(found, key=lambda rate_and_peer: rate_and_peer[0])[1]
+    return best, {tried.settings: round(rate) for rate, tried in found}
 
 
 async def drain(contender: Postroom, count: int, into: Rounds) -> None:

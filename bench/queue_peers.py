@@ -44,8 +44,9 @@ class QueuePeer:
     Attributes:
         environment: Its lock file's name; `node` for those in JavaScript.
         driver: Below bench/drivers (Python) or bench/peers (JavaScript).
-        options: Its settings.
+        options: Its settings, as its manual has them.
         source: Where the settings come from.
+        trials: What else may serve it better, each in place of some of the options.
         python: The oldest Python that it runs on.
         jobs_max: So many jobs are enough to time the slow ones.
     """
@@ -55,6 +56,7 @@ class QueuePeer:
     driver: str
     options: dict[str, Any]
     source: str
+    trials: tuple[dict[str, Any], ...] = ()
     python: tuple[int, int] = (3, 11)
     jobs_max: int = 20_000
     database_url: str = field(default="", compare=False)
@@ -76,6 +78,10 @@ class QueuePeer:
     def settings(self) -> str:
         """For people."""
         return ", ".join(f"{name} {value}" for name, value in self.options.items()) + f" ({self.source})"
+
+    def tried(self) -> list[QueuePeer]:
+        """The same with its own settings, and with each of those that are to be tried."""
+        return [self, *(replace(self, options=self.options | trial) for trial in self.trials)]
 
     async def on(self, server_url: str) -> QueuePeer:
         """
@@ -158,6 +164,13 @@ PEERS = (
         "graphile_worker.mjs",
         {"concurrentJobs": 24, "localQueueSize": 500, "batchDelay": 0},
         "worker.graphile.org/docs/performance",
+        trials=(
+            {"concurrentJobs": 10},
+            {"concurrentJobs": 100},
+            {"localQueueSize": 200},
+            {"localQueueSize": 1000},
+            {"concurrentJobs": 100, "localQueueSize": 1000},
+        ),
     ),
     QueuePeer(
         "pg-boss",
@@ -165,6 +178,12 @@ PEERS = (
         "pg_boss.mjs",
         {"batchSize": 1000, "localConcurrency": 4},
         "its manual: batchSize, localConcurrency, burstWhenBatchFull",
+        trials=(
+            {"localConcurrency": 1},
+            {"localConcurrency": 2},
+            {"batchSize": 500},
+            {"batchSize": 2500, "localConcurrency": 2},
+        ),
     ),
     QueuePeer(
         "pgqueuer",
@@ -172,6 +191,7 @@ PEERS = (
         "pgqueuer_peer.py",
         {"batch_size": 250},
         "its default is 10; larger batches are faster",
+        trials=({"batch_size": 100}, {"batch_size": 500}, {"batch_size": 1000}),
     ),
     QueuePeer(
         "procrastinate",
@@ -179,6 +199,7 @@ PEERS = (
         "procrastinate_peer.py",
         {"concurrency": 10, "delete_jobs": "never"},
         "its manual: concurrency for asynchronous jobs; it fetches them one by one",
+        trials=({"concurrency": 1}, {"concurrency": 30}),
         jobs_max=2_000,
     ),
     QueuePeer(
@@ -187,6 +208,7 @@ PEERS = (
         "chancy_peer.py",
         {"concurrency": 1000, "polling_interval": 1, "eager_polling": True},
         "its manual: AsyncExecutor, eager_polling",
+        trials=({"concurrency": 100},),
         jobs_max=5_000,
     ),
     QueuePeer(
@@ -195,6 +217,7 @@ PEERS = (
         "oban_peer.py",
         {"limit": 200},
         "its manual: the queue's limit",
+        trials=({"limit": 50}, {"limit": 1000}),
         python=(3, 12),
         jobs_max=10_000,
     ),
