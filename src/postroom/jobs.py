@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from postroom.database.audit import Actor
 from postroom.errors import PostroomError
 from postroom.queue.engine import Engine
 from postroom.queue.status import read_workers
@@ -29,6 +30,7 @@ CLEANUP = (
     Step("limits", "public.rate_limit_counters", "postroom.cleanup_limits"),
     Step("runs of jobs", "postroom.job_runs", "postroom.cleanup_job_runs"),
     Step("minutes of figures", "postroom.processing_minutes", "postroom.cleanup_times"),
+    Step("entries of the audit trail", "postroom.audit", "postroom.cleanup_audit"),
     Step("runs of pg_cron", "cron.job_run_details", "postroom.cleanup_pg_cron_runs"),
 )
 """What cleanup goes through, in this order."""
@@ -67,9 +69,12 @@ def not_configured(room: Room) -> dict[str, str]:
     return {"reconcile": "it needs one source of scheme stripe, or one that is named stripe"}
 
 
-async def run_by_name(room: Room, name: str) -> str:
+async def run_by_name(room: Room, name: str, *, by: Actor | None = None) -> str:
     """
     Run one of postroom's own jobs now, in this process; returns its message.
+
+    Args:
+        by: The person who asks for it, for the audit trail; None where a program does.
 
     Raises:
         PostroomError: It runs already, or it failed.
@@ -81,7 +86,7 @@ async def run_by_name(room: Room, name: str) -> str:
     row = await store.job(name)
     assert row is not None
     told = run_of(row, await store.now(), asyncio.Event())
-    return await run_by_hand(store, row, lambda: job.run(told))
+    return await run_by_hand(store, row, lambda: job.run(told), by=by)
 
 
 def source_to_reconcile(room: Room) -> Source | None:

@@ -16,6 +16,7 @@ from aiosmtpd.smtp import Envelope
 from postroom import Room
 from postroom.alerts import rules
 from postroom.alerts.deputy import stand_in
+from postroom.database.audit import Actor
 from postroom.jobs import jobs_of
 from postroom.queue.dead_letters import decide
 from postroom.queues import EMAILS
@@ -88,7 +89,7 @@ async def test_a_dead_letter_is_told_with_its_reason_and_the_command_that_retrie
         await house.look()
         assert len(house.hook.told) == 1
         ids = [row["id"] for row in await house.room.database.fetch("SELECT id FROM email_queue")]
-        await decide(house.room.database, [EMAILS], lambda queue: queue.retry, ids)
+        await decide(house.room.database, [EMAILS], "retry", ids, by=Actor("ada@house", "cli"))
         body = await told(house, "over", "dead_letter", "email/permanent")
         assert "This is over; it lasted " in body
 

@@ -29,6 +29,7 @@ def test_a_dry_run_says_what_would_be_forgotten(cli: Cli, db: Db) -> None:
         "limits whose window has ended: 0 would be forgotten",
         "runs of jobs, retention.cron = 7d: 0 would be deleted",
         "minutes of figures, retention.stats = 30d: 0 would be deleted",
+        "entries of the audit trail, retention.audit = 365d: 0 would be deleted",
     ]
     assert db.execute("SELECT count(*) FROM email_queue").fetchone() == (3,)
     assert cli.ok("cleanup").startswith("e-mails, retention.sent = 30d: 2 deleted\n")

@@ -20,6 +20,7 @@ DEFAULTS = {
     "retention.cron": "7d",
     "retention.body": "off",
     "retention.stats": "30d",
+    "retention.audit": "365d",
     "cron.process-email-queue": "* * * * *",
     "cron.process-webhook-retries": "*/5 * * * *",
     "cron.cleanup": "15 3 * * *",

@@ -13,7 +13,7 @@ from tests.dashboard.conftest import Visitor
 from tests.http.conftest import KEY
 
 KEY_HASH = hashlib.sha256(KEY.encode()).digest()
-PAGES = ["", "/emails", "/webhooks?state=waiting", "/dead-letters", "/settings", "/cron"]
+PAGES = ["", "/emails", "/webhooks?state=waiting", "/dead-letters", "/settings", "/cron", "/audit"]
 
 
 def _cookie(visitor: Visitor, session: sessions.Session, key_hash: bytes = KEY_HASH) -> None:
@@ -126,7 +126,7 @@ async def test_a_change_without_the_sessions_token_is_refused(visitor: Visitor, 
 
 async def test_nothing_but_our_own_files_runs_or_is_loaded(visitor: Visitor) -> None:
     """By the policy of every page, and no page has a script or a style in itself."""
-    for path in ("", "/emails", "/dead-letters", "/settings", "/cron"):
+    for path in ("", "/emails", "/dead-letters", "/settings", "/cron", "/audit"):
         answer = await visitor.client.get(f"/dashboard{path}")
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy

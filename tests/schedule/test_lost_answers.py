@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from postroom.database.audit import Actor, read_audit
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable
 from postroom.schedule.by_hand import run_by_hand
@@ -100,8 +101,11 @@ async def test_a_run_that_another_has_given_up_is_not_taken_up_again(
     assert clockwork.ran == []
 
 
-async def test_a_run_by_hand_survives_a_lost_answer(clockwork: Clockwork, proxy: Proxy) -> None:
-    """The person who asked gets what came of it."""
+@pytest.mark.parametrize("statement", ["begin_run", "COMMIT"])
+async def test_a_run_by_hand_survives_a_lost_answer(
+    clockwork: Clockwork, proxy: Proxy, statement: str
+) -> None:
+    """The person who asked gets what came of it; it is one run, and once in the audit trail."""
 
     async def work() -> str:
         return "done by hand"
@@ -109,7 +113,8 @@ async def test_a_run_by_hand_survives_a_lost_answer(clockwork: Clockwork, proxy:
     store = CronStore(clockwork.database)
     job = await store.job(EMAILS)
     assert job is not None
-    lost = proxy.on("begin_run", CUT_AFTER)
-    assert await run_by_hand(store, job, work) == "done by hand"
+    lost = proxy.on(statement, CUT_AFTER)
+    assert await run_by_hand(store, job, work, by=Actor("ada@house", "cli")) == "done by hand"
     assert lost.fired == 1
     assert await clockwork.history() == [(EMAILS, "succeeded", None)]
+    assert [entry.action for entry in await read_audit(clockwork.database, limit=9)] == ["job.run"]

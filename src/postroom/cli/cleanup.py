@@ -21,6 +21,7 @@ _RULES = {
     "limits": ("ended",),
     "runs of jobs": ("cron",),
     "minutes of figures": ("stats",),
+    "entries of the audit trail": ("audit",),
     "runs of pg_cron": ("cron",),
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.errors import WrongUsage
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.screen import note, print_json, print_line, print_table, progress
 from postroom.wording import away, duration
 
@@ -149,8 +149,8 @@ async def _run(name: str) -> str:
             if job.builtin:
                 assert job.name is not None
                 own = jobs[job.name]
-                return await run_by_hand(store, job, lambda: own.run(told))
-            return await run_by_hand(store, job, lambda: run_sql(url, job.command))
+                return await run_by_hand(store, job, lambda: own.run(told), by=actor())
+            return await run_by_hand(store, job, lambda: run_sql(url, job.command), by=actor())
 
 
 def _row(job: JobStatus, found: CronStatus) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -10,7 +10,7 @@ import typer
 
 from postroom.cli.errors import WrongUsage
 from postroom.cli.explain import print_attempts
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.ids import row_id_of
 from postroom.cli.screen import (
     ROWS_ON_A_TERMINAL,
@@ -29,7 +29,7 @@ from postroom.errors import PostroomError
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
-    from postroom.queue.dead_letters import DeadLetter, Decided
+    from postroom.queue.dead_letters import DeadLetter, Decided, What
     from postroom.queue.table import QueueTable
 
 LIMIT = 10_000
@@ -45,6 +45,9 @@ Reason = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Said = Annotated[
+    str | None, typer.Option("--note", metavar="TEXT", help="Why, for the audit trail.", show_default=False)
+]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", parser=row_id_of, show_default=False)]
 
 
@@ -72,6 +75,7 @@ def retry(
     ids: Ids = None,
     every: Annotated[bool, typer.Option("--all", help="All dead letters, or all with --reason.")] = False,
     reason: Reason = None,
+    said: Said = None,
     json: Json = False,
 ) -> None:
     """Give dead letters all their attempts again."""
@@ -79,15 +83,15 @@ def retry(
         raise WrongUsage("name the dead letters' ids, or --all")
     if reason is not None and not every:
         raise WrongUsage("--reason goes with --all")
-    run(_decide("retried", lambda queue: queue.retry, ids, reason, json))
+    run(_decide("retry", ids, reason, said, json))
 
 
 @app.command("discard")
-def discard(ids: Ids = None, json: Json = False) -> None:
+def discard(ids: Ids = None, said: Said = None, json: Json = False) -> None:
     """Give dead letters up: they are kept as failed until cleanup takes them."""
     if not ids:
         raise WrongUsage("name the dead letters' ids")
-    run(_decide("discarded", lambda queue: queue.discard, ids, None, json))
+    run(_decide("discard", ids, None, said, json))
 
 
 async def _list(reason: str | None, limit: int, json: bool) -> None:
@@ -169,11 +173,12 @@ def _print_body(body: object) -> None:
 
 
 async def _decide(
-    word: str, what: Callable[[QueueTable], str], ids: list[UUID] | None, reason: str | None, json: bool
+    what: What, ids: list[UUID] | None, reason: str | None, said: str | None, json: bool
 ) -> None:
     from postroom.queue.dead_letters import decide, decide_all
     from postroom.queues import QUEUES
 
+    word, by = ("retried" if what == "retry" else "discarded"), actor()
     async with opened_room() as room:
         with progress(f"{word} 0") as tell:
 
@@ -181,9 +186,11 @@ async def _decide(
                 tell(f"{word} {done:,}")
 
             if ids:
-                decided = await decide(room.database, QUEUES, what, ids, report)
+                decided = await decide(room.database, QUEUES, what, ids, by=by, note=said, report=report)
             else:
-                decided = await decide_all(room.database, QUEUES, what, reason=reason, report=report)
+                decided = await decide_all(
+                    room.database, QUEUES, what, reason=reason, by=by, note=said, report=report
+                )
     if json:
         print_json({word: decided.done, "missed": {str(key): value for key, value in decided.missed.items()}})
     else:

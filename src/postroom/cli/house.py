@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from postroom.errors import SchemaError
 
 if TYPE_CHECKING:
+    from postroom.database.audit import Actor
     from postroom.room import Room
 
 T = TypeVar("T")
@@ -34,6 +35,21 @@ async def opened_room() -> AsyncIterator[Room]:
     async with Room() as room:
         await fit_schema(room)
         yield room
+
+
+def actor() -> Actor:
+    """Whoever calls this command, for the audit trail: who said sudo rather than root."""
+    import getpass
+    import os
+    import socket
+
+    from postroom.database.audit import Actor
+
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = str(os.getuid())
+    return Actor(f"{user}@{socket.gethostname()}", "cli")
 
 
 async def fit_schema(room: Room) -> None:

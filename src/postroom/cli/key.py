@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.screen import note, print_line
 
 app = typer.Typer(help="Keys of the HTTP API.")
@@ -27,9 +27,11 @@ async def _new() -> str:
     import hashlib
     import secrets
 
+    from postroom.database.audit import record
+
     key = f"pr_{secrets.token_urlsafe(32)}"
-    async with opened_room() as room:
-        await room.database.execute(
-            "INSERT INTO postroom.service_keys (key_hash) VALUES ($1)", hashlib.sha256(key.encode()).digest()
-        )
+    key_hash = hashlib.sha256(key.encode()).digest()
+    async with opened_room() as room, room.database.transaction() as connection:
+        await connection.execute("INSERT INTO postroom.service_keys (key_hash) VALUES ($1)", key_hash)
+        await record(connection, actor(), "key.create", {"key": key_hash.hex()[:8]})
     return key

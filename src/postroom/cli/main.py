@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from postroom.cli import (
     alerts,
+    audit,
     cleanup,
     cron,
     dead_letters,
@@ -81,6 +82,7 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(cron.app, name="cron")
 app.add_typer(alerts.app, name="alerts")
 app.command("cleanup")(cleanup.cleanup)
+app.command("audit")(audit.audit)
 app.command("psql", context_settings=psql.CONTEXT)(psql.psql)
 app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")

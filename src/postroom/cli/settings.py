@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.errors import WrongUsage
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.screen import print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -82,6 +82,6 @@ async def _set(key: str, value: str) -> tuple[str | None, str]:
 
     async with opened_room() as room:
         try:
-            return await set_setting(room.database, key, value)
+            return await set_setting(room.database, key, value, by=actor())
         except SettingRefused as error:
             raise WrongUsage(str(error)) from error

@@ -9,9 +9,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
-from postroom.dashboard.site import Problem, form_of, page, render, see, session_of, site_of, values_of
-from postroom.queue.dead_letters import Decided, decide, decide_all, group_dead_letters, list_dead_letters
-from postroom.queue.table import QueueTable
+from postroom.dashboard.site import (
+    Problem,
+    actor_of,
+    form_of,
+    page,
+    render,
+    see,
+    session_of,
+    site_of,
+    values_of,
+)
+from postroom.queue.dead_letters import (
+    Decided,
+    What,
+    decide,
+    decide_all,
+    group_dead_letters,
+    list_dead_letters,
+)
 from postroom.queues import QUEUES
 from postroom.wording import count_of
 
@@ -41,19 +57,14 @@ async def dead_letters(request: Request) -> Response:
 async def decide_letters(request: Request) -> Response:
     """Retry or discard some, or all of a group."""
     form = await form_of(request)
-    what = form.get("what", "")
-    if what not in ("retry", "discard"):
-        raise Problem(400, "Say what is to be done: retry or discard.")
+    what = _what(form.get("what", ""))
     database, reason = site_of(request).room.database, form.get("reason") or None
-
-    def function_of(queue: QueueTable) -> str:
-        return queue.retry if what == "retry" else queue.discard
-
+    by, note = actor_of(request), form.get("note")
     if form.get("all") == "yes":
-        decided = await decide_all(database, QUEUES, function_of, reason=reason)
+        decided = await decide_all(database, QUEUES, what, reason=reason, by=by, note=note)
     else:
         ids = [_uuid(value) for value in await values_of(request, "id")]
-        decided = await decide(database, QUEUES, function_of, ids)
+        decided = await decide(database, QUEUES, what, ids, by=by, note=note)
     _log.info(
         "dashboard.decided",
         what=what,
@@ -66,7 +77,14 @@ async def decide_letters(request: Request) -> Response:
     return see(f"/dead-letters?{urlencode(query)}")
 
 
-def _notice(what: str, decided: Decided) -> str:
+def _what(text: str) -> What:
+    decisions: dict[str, What] = {"retry": "retry", "discard": "discard"}
+    if text not in decisions:
+        raise Problem(400, "Say what is to be done: retry or discard.")
+    return decisions[text]
+
+
+def _notice(what: What, decided: Decided) -> str:
     done = count_of(len(decided.done), "dead letter")
     text = f"{done} {'will be tried again' if what == 'retry' else 'given up'}."
     if decided.missed:

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
-from postroom.dashboard.site import form_of, page, render, session_of, site_of
+from postroom.dashboard.site import actor_of, form_of, page, render, session_of, site_of
 from postroom.queue.policy import SettingRefused, read_settings, set_setting
 from postroom.schedule.status import read_cron, read_runs
 
@@ -24,7 +24,7 @@ async def settings(request: Request) -> Response:
         form = await form_of(request)
         key, value = form.get("key", "").strip(), form.get("value", "").strip()
         try:
-            before, after = await set_setting(database, key, value)
+            before, after = await set_setting(database, key, value, by=actor_of(request))
         except SettingRefused as error:
             refused, written = str(error), {key: value}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from postroom.dashboard.assets import asset
+from postroom.dashboard.audit import audit
 from postroom.dashboard.dead_letters import dead_letters, decide_letters
 from postroom.dashboard.login import login, logout
 from postroom.dashboard.messages import mail, message, messages
@@ -21,6 +22,7 @@ ROUTES = [
     Route(f"{ROOT}/dead-letters/decide", decide_letters, methods=["POST"]),
     Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
     Route(f"{ROOT}/cron", cron),
+    Route(f"{ROOT}/audit", audit),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
     Route(f"{ROOT}/{{kind}}", messages),

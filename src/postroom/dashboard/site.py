@@ -18,6 +18,7 @@ from postroom import log, wording
 from postroom.dashboard import sessions
 from postroom.dashboard.sessions import Session
 from postroom.dashboard.throttle import Throttle
+from postroom.database.audit import Actor
 from postroom.errors import DatabaseUnavailable, PostroomError
 from postroom.room import Room
 from postroom.version import VERSION
@@ -103,6 +104,11 @@ def session_of(request: Request) -> Session:
     """Who is asking, on a page behind the login."""
     session: Session = request.state.session
     return session
+
+
+def actor_of(request: Request) -> Actor:
+    """Who is asking, for the audit trail."""
+    return Actor(f"key {session_of(request).key_id}", "operator")
 
 
 def page(show: Page) -> Page:

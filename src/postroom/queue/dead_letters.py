@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
 import orjson
 
+from postroom.database.audit import Action, Actor, record
 from postroom.database.connect import Database
 from postroom.queue.statements import read_json
 from postroom.queue.table import QueueTable
 
 REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale")
 """Why postroom gives a row up; what an old caller gave up has none of them."""
+
+What = Literal["retry", "discard"]
+"""What may be decided on a dead letter."""
 
 BATCH_ROWS = 500
 GROUPED_MAX = 10_000
@@ -180,24 +184,31 @@ async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[
 async def decide(
     database: Database,
     queues: Sequence[QueueTable],
-    what: Callable[[QueueTable], str],
+    what: What,
     ids: Sequence[UUID],
+    *,
+    by: Actor,
+    note: str | None = None,
     report: Callable[[int], None] = lambda _done: None,
 ) -> Decided:
     """
-    Retry or discard these dead letters, in batches that each commit.
+    Retry or discard these dead letters, in batches that each commit, with an entry of the audit trail.
 
     Args:
-        what: Gives a queue's function: `lambda queue: queue.retry`.
         ids: In any order; several times the same is once.
+        by: Who has decided it.
+        note: What that person says to it.
         report: Takes how many are done so far.
     """
+    decision = _Decision(what, by, note, None)
     wanted = list(dict.fromkeys(ids))
     done: list[UUID] = []
     refused: dict[UUID, str] = {}
     for queue in queues:
         for start in range(0, len(wanted), BATCH_ROWS):
-            done += await _decide_batch(database, what(queue), wanted[start : start + BATCH_ROWS], refused)
+            done += await _decide_batch(
+                database, queue, decision, wanted[start : start + BATCH_ROWS], refused
+            )
             report(len(done))
     changed = set(done)
     missed = {row_id: "unknown" for row_id in wanted if row_id not in changed}
@@ -209,25 +220,36 @@ async def decide(
 async def decide_all(
     database: Database,
     queues: Sequence[QueueTable],
-    what: Callable[[QueueTable], str],
+    what: What,
     *,
     reason: str | None,
+    by: Actor,
+    note: str | None = None,
     report: Callable[[int], None] = lambda _done: None,
 ) -> Decided:
     """
     Retry or discard all dead letters that there are now, or those with a reason (see list_dead_letters).
 
-    One that dies again meanwhile is not taken twice: they are gone through by id.
+    One that dies again meanwhile is not taken twice: they are gone through by id. For the rest, see decide.
     """
+    decision = _Decision(what, by, note, reason)
     done: list[UUID] = []
     refused: dict[UUID, str] = {}
     for queue in queues:
         last = UUID(int=0)
         while ids := await _next_ids(database, queue, reason, last):
-            done += await _decide_batch(database, what(queue), ids, refused)
+            done += await _decide_batch(database, queue, decision, ids, refused)
             report(len(done))
             last = ids[-1]
     return Decided(done, refused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    what: What
+    by: Actor
+    note: str | None
+    reason: str | None
 
 
 def _readable(text: str) -> Any:
@@ -267,10 +289,14 @@ async def _next_ids(database: Database, queue: QueueTable, reason: str | None, l
 
 
 async def _decide_batch(
-    database: Database, function: str, ids: Sequence[UUID], refused: dict[UUID, str]
+    database: Database,
+    queue: QueueTable,
+    decision: _Decision,
+    ids: Sequence[UUID],
+    refused: dict[UUID, str],
 ) -> list[UUID]:
     try:
-        return await _call(database, function, ids)
+        return await _carry_out(database, queue, decision, ids)
     except asyncpg.InsufficientPrivilegeError:
         raise
     except asyncpg.PostgresError as error:
@@ -280,13 +306,24 @@ async def _decide_batch(
     # A row's own trigger or constraint refuses: one by one, and that one is named.
     done: list[UUID] = []
     for row_id in ids:
-        done += await _decide_batch(database, function, [row_id], refused)
+        done += await _decide_batch(database, queue, decision, [row_id], refused)
     return done
 
 
-async def _call(database: Database, function: str, ids: Sequence[UUID]) -> list[UUID]:
-    rows = await database.fetch(f"SELECT {function}($1) AS id", list(ids), deadline_s=_DEADLINE_S)
-    return [row["id"] for row in rows]
+async def _carry_out(
+    database: Database, queue: QueueTable, decision: _Decision, ids: Sequence[UUID]
+) -> list[UUID]:
+    """Do it and write it down, or neither."""
+    function = queue.retry if decision.what == "retry" else queue.discard
+    action: Action = "dead_letter.retry" if decision.what == "retry" else "dead_letter.discard"
+    async with database.transaction(deadline_s=_DEADLINE_S) as connection:
+        rows = await connection.fetch(f"SELECT {function}($1) AS id", list(ids), timeout=_DEADLINE_S)
+        done = [row["id"] for row in rows]
+        if done:
+            about = {"queue": queue.name, "count": len(done), "ids": done}
+            about |= {"reason": decision.reason} if decision.reason else {}
+            await record(connection, decision.by, action, about, decision.note)
+    return done
 
 
 async def _statuses(database: Database, queue: QueueTable, ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from postroom.database.audit import Actor, record
 from postroom.database.connect import Database
+from postroom.database.connection import Connection
 from postroom.errors import PostroomError
 
 
@@ -37,7 +39,7 @@ async def read_settings(database: Database) -> list[Setting]:
     return [Setting(**row) for row in rows]
 
 
-async def read_setting(database: Database, key: str) -> str | None:
+async def read_setting(database: Database | Connection, key: str) -> str | None:
     """One setting's value, `off` for a further limit that nobody has set; None where there is no such key."""
     value: str | None = await database.fetchval(
         """
@@ -56,9 +58,12 @@ async def read_setting(database: Database, key: str) -> str | None:
     return value
 
 
-async def set_setting(database: Database, key: str, value: str) -> tuple[str | None, str]:
+async def set_setting(database: Database, key: str, value: str, *, by: Actor) -> tuple[str | None, str]:
     """
-    Change one setting, for all workers within 5 s.
+    Change one setting, for all workers within 5 s, with an entry of the audit trail.
+
+    Args:
+        by: Who changes it.
 
     Returns:
         The value before, and the new one as it is kept.
@@ -66,11 +71,15 @@ async def set_setting(database: Database, key: str, value: str) -> tuple[str | N
     Raises:
         SettingRefused: The key or the value is not allowed.
     """
-    before = await read_setting(database, key)
     try:
-        await database.execute("SELECT postroom.set_setting($1, $2)", key, value)
+        async with database.transaction() as connection:
+            before = await read_setting(connection, key)
+            await connection.execute("SELECT postroom.set_setting($1, $2)", key, value)
+            after = await read_setting(connection, key) or value
+            if after != before:
+                about = {"key": key, "before": before, "after": after}
+                await record(connection, by, "setting.change", about)
     except asyncpg.InvalidParameterValueError as error:
         parts = (*error.args[:1], error.hint)  # its str() has the hint in a line of its own
         raise SettingRefused("; ".join(str(part) for part in parts if part)) from error
-    after = await read_setting(database, key)
-    return before, after or value
+    return before, after

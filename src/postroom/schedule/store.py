@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from postroom.database.audit import Actor, record
 from postroom.database.connect import Database
 from postroom.schedule.job import JobRow
 
@@ -108,6 +109,33 @@ class CronStore:
             now,
             deadline_s=DEADLINE_S,
         )
+        return runid
+
+    async def begin_by_hand(self, scheduler: UUID, job: JobRow, pid: int, by: Actor | None) -> int | None:
+        """
+        Begin a run for no minute; its id, or None where it may not begin.
+
+        Safe to repeat where the answer was lost: it is one run then, and one entry of the audit trail.
+
+        Args:
+            by: The person who asks for it; None where a program does, which is in no trail.
+        """
+        async with self._database.transaction() as connection:
+            begun = await connection.fetchval(
+                """
+                SELECT EXISTS (
+                    SELECT FROM postroom.job_runs AS run
+                    WHERE run.jobid = $2 AND run.status = 'running' AND run.scheduler = $1
+                )
+                """,
+                scheduler,
+                job.jobid,
+            )
+            runid: int | None = await connection.fetchval(
+                "SELECT postroom.begin_run($1, $2, NULL, $3, clock_timestamp())", scheduler, job.jobid, pid
+            )
+            if by is not None and runid is not None and not begun:
+                await record(connection, by, "job.run", {"job": job.name or str(job.jobid), "run": runid})
         return runid
 
     async def extend(

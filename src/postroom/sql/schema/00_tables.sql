@@ -346,10 +346,23 @@ CREATE TABLE postroom.handlers (
     PRIMARY KEY (app, source, name)
 );
 
--- The bearer keys of the HTTP API, hashed (`postroom key new`).
+-- Keys, hashed (`postroom key new`): an operator's opens the HTTP API and the whole dashboard, a viewer's shows its pages.
 CREATE TABLE postroom.service_keys (
     key_hash   bytea PRIMARY KEY,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    name       text CONSTRAINT service_keys_name UNIQUE,
+    role       text NOT NULL DEFAULT 'operator' CONSTRAINT service_keys_role CHECK (role IN ('operator', 'viewer'))
+);
+
+-- Who did what by hand: a row is written in the transaction of what it tells, and never changed. No bodies, no secrets.
+CREATE TABLE postroom.audit (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor  text NOT NULL,                                  -- the key's name, or user@host of the command line
+    role   text NOT NULL CHECK (role IN ('operator', 'cli')),
+    action text NOT NULL,                                  -- dead_letter.retry, setting.change, …: database/audit.py
+    about  jsonb NOT NULL DEFAULT '{}',                    -- what of: ids, count, reason, key, before, after, …
+    note   text                                            -- what the person said to it
 );
 
 -- Scheduled jobs (docs/decisions/0012), in pg_cron's columns; schema cron shows them where postroom makes it.

@@ -197,6 +197,28 @@ BEGIN
 END;
 $$;
 
+-- cleanup_audit: who did what by hand.
+CREATE OR REPLACE FUNCTION postroom.cleanup_audit(p_from tid, p_to tid, p_dry_run boolean)
+RETURNS TABLE (rule text, count bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_gone tid[];
+BEGIN
+    v_gone := ARRAY(
+        SELECT entry.ctid
+        FROM postroom.audit AS entry
+        WHERE entry.ctid >= p_from AND entry.ctid < p_to AND entry.at < postroom.kept_since('audit')
+        FOR UPDATE SKIP LOCKED
+    );
+    IF NOT p_dry_run THEN
+        DELETE FROM postroom.audit WHERE audit.ctid = ANY (v_gone);
+    END IF;
+    RETURN QUERY SELECT 'audit', cardinality(v_gone)::bigint;
+END;
+$$;
+
 -- cleanup_house: what is small: workers that died, leases of the upgrade that have ended.
 CREATE OR REPLACE FUNCTION postroom.cleanup_house()
 RETURNS void

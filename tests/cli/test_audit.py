@@ -1,0 +1,109 @@
+"""postroom audit: who did what by hand, told of every action of the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from postroom.database.audit import NOTE_CHARACTERS_MAX
+from tests.cli.conftest import Cli, insert_dead_letter
+
+Db = psycopg.Connection[tuple[Any, ...]]
+
+
+def test_what_is_done_by_the_command_line_is_in_the_trail_with_who_and_when(cli: Cli, db: Db) -> None:
+    """Newest first, each with what it was about."""
+    one, other, third = (insert_dead_letter(db) for _ in range(3))
+    cli.ok("dead-letters", "retry", one, "--note", "address is right again")
+    cli.ok("dead-letters", "discard", other)
+    cli.ok("dead-letters", "retry", "--all", "--reason", "permanent")
+    cli.ok("settings", "set", "email.limit.global", "7/10s")
+    cli.ok("cron", "run", "cleanup")
+    key = cli("key", "new").out
+    trail = cli("audit", "--json").json
+    assert [entry["action"] for entry in reversed(trail)] == [
+        "dead_letter.retry",
+        "dead_letter.discard",
+        "dead_letter.retry",
+        "setting.change",
+        "job.run",
+        "key.create",
+    ]
+    about = [entry["about"] for entry in reversed(trail)]
+    assert about[0] == {"queue": "email", "count": 1, "ids": [one]}
+    assert about[1] == {"queue": "email", "count": 1, "ids": [other]}
+    assert about[2] == {"queue": "email", "count": 1, "ids": [third], "reason": "permanent"}
+    assert about[3] == {"key": "email.limit.global", "before": "100/60s", "after": "7/10s"}
+    assert about[4]["job"] == "cleanup"
+    assert trail[-1]["note"] == "address is right again"
+    assert {entry["role"] for entry in trail} == {"cli"}
+    assert all("@" in entry["actor"] for entry in trail)
+    assert key.strip() not in str(trail)
+
+
+def test_what_changed_nothing_is_not_in_the_trail(cli: Cli, db: Db) -> None:
+    """A dead letter that is none, a setting as before, a value that is refused, a look at something."""
+    cli("dead-letters", "retry", "00000000-0000-0000-0000-000000000001")
+    cli.ok("settings", "set", "lease", "60s")
+    cli("settings", "set", "lease", "no")
+    cli.ok("cleanup", "--dry-run")
+    assert cli("audit", "--json").json == []
+
+
+def test_the_trail_is_read_in_pages_and_by_action(cli: Cli, db: Db) -> None:
+    """As text for people, with how to go on."""
+    for seconds in (61, 62, 63):
+        cli.ok("settings", "set", "lease", f"{seconds}s")
+    cli.ok("dead-letters", "discard", insert_dead_letter(db))
+    answer = cli("audit", "--limit", "2", "--action", "setting.change")
+    assert answer.code == 0
+    assert "lease: 62s → 63s" in answer.out
+    assert "lease: 60s → 61s" not in answer.out
+    assert "--before 2 show more" in answer.err
+    assert "lease: 60s → 61s" in cli.ok("audit", "--before", "2")
+    assert [entry["action"] for entry in cli("audit", "--json", "--action", "dead_letter").json] == [
+        "dead_letter.discard"
+    ]
+
+
+def test_an_action_and_its_entry_are_there_together_or_not_at_all(cli: Cli, db: Db) -> None:
+    """Where the entry cannot be written, nothing is done."""
+    db.execute("ALTER TABLE postroom.audit ADD CONSTRAINT closed CHECK (false)")
+    letter = insert_dead_letter(db)
+    for command in (
+        ("dead-letters", "retry", letter),
+        ("settings", "set", "lease", "5s"),
+        ("cron", "run", "cleanup"),
+        ("key", "new"),
+    ):
+        assert cli(*command).code == 1
+    assert db.execute("SELECT status FROM email_queue").fetchall() == [("dead_letter",)]
+    assert db.execute("SELECT value FROM postroom.settings WHERE key = 'lease'").fetchall() == [("60s",)]
+    assert db.execute("SELECT count(*) FROM postroom.service_keys").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM postroom.job_runs").fetchone() == (0,)
+
+
+def test_many_letters_are_a_few_entries_and_all_ids_are_there(cli: Cli, db: Db) -> None:
+    """One for each batch that was committed."""
+    db.execute(
+        """
+        INSERT INTO email_queue (to_email, subject, html, status, dead_reason, failed_at)
+        SELECT 'a@example.com', 's', 'h', 'dead_letter', 'permanent', now() FROM generate_series(1, 1200)
+        """
+    )
+    cli.ok("dead-letters", "retry", "--all")
+    trail = cli("audit", "--json").json
+    assert sorted(entry["about"]["count"] for entry in trail) == [200, 500, 500]
+    kept = {each for entry in trail for each in entry["about"]["ids"]}
+    assert kept == {str(row[0]) for row in db.execute("SELECT id FROM email_queue").fetchall()}
+
+
+def test_a_note_is_bounded_and_the_trail_is_forgotten_after_a_year(cli: Cli, db: Db) -> None:
+    """By cleanup, as retention.audit says."""
+    cli.ok("dead-letters", "discard", insert_dead_letter(db), "--note", "x" * 5_000)
+    assert len(cli("audit", "--json").json[0]["note"]) == NOTE_CHARACTERS_MAX
+    db.execute("UPDATE postroom.audit SET at = now() - interval '364 days'")
+    assert "entries of the audit trail, retention.audit = 365d: 0 deleted" in cli.ok("cleanup")
+    db.execute("UPDATE postroom.audit SET at = now() - interval '366 days'")
+    assert "entries of the audit trail, retention.audit = 365d: 1 deleted" in cli.ok("cleanup")
