@@ -38,6 +38,13 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def latency(ms: float) -> str:
+    """How long something fast took: `0.8 ms`, `31 ms`, then as a duration."""
+    if ms < 1000:
+        return f"{ms:.1f} ms" if ms < 9.95 else f"{ms:.0f} ms"
+    return duration(ms / 1000)
+
+
 def count_of(number: int, one: str, many: str | None = None) -> str:
     """A number with its noun: `1 e-mail`, `1,200 e-mails`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

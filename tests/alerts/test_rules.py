@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -24,6 +25,7 @@ from postroom.schedule.scheduler import Scheduler
 from postroom.schedule.store import CronStore
 from tests.alerts.conftest import Watched, free_port, watched
 from tests.journey.programs import Programs
+from tests.support.pages import pages_read
 from tests.support.waiting import until
 
 
@@ -258,3 +260,23 @@ async def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
     assert found.summary.startswith("the disk of the embedded database has ")
     assert await rules.disk(room, 0.0) == []
     assert await rules.disk(Room(database_url="postgresql://h/d", data_dir=tmp_path), 0.999999) == []
+
+
+async def test_the_share_of_failures_is_read_from_its_minutes_alone(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Each minute, whatever was counted in the month before."""
+    async with Room(database_url=database_url, transport=f"maildir:{tmp_path}") as room:
+        look = partial(rules.failure_rate, room, 0.5)
+        before = await pages_read(room.database, look)
+        await room.database.execute(
+            """
+            INSERT INTO postroom.processing_minutes
+            SELECT
+                date_trunc('minute', now()) - n * interval '1 minute', 'email', '', '', 'done', 'sent',
+                1, '{1}', '{1}', '{1}'
+            FROM generate_series(1, 40000) AS n
+            """
+        )
+        await room.database.execute("ANALYZE")
+        assert await pages_read(room.database, look) < before + 100

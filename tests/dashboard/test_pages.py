@@ -40,34 +40,6 @@ async def _dead(visitor: Visitor, **columns: Any) -> UUID:
     return mail_id
 
 
-async def test_the_overview_says_what_waits_and_that_nobody_works(visitor: Visitor) -> None:
-    """Counts of both queues; and what a person would have to do."""
-    await _mail(visitor)
-    await _dead(visitor)
-    page = await visitor.page()
-    assert re.search(r"Waiting</dt><dd><a [^>]*>1</a>", page)
-    assert re.search(r"Dead letters</dt><dd><a [^>]*>1</a>", page)
-    assert "No worker runs: start" in page
-    assert "No scheduler runs" in page
-
-
-async def test_the_overview_shows_the_alerts_that_are_open(visitor: Visitor) -> None:
-    """Those that somebody was told of and that are not over."""
-    await visitor.served.room.database.execute(
-        """
-        INSERT INTO postroom.alerts (rule, subject, summary, since, fired_at, last_sent, over_at)
-        VALUES
-            ('dead_letters', 'a', 'three letters', now(), now(), now(), NULL),
-            ('dead_letters', 'b', 'no more letters', now(), now(), now(), now()),
-            ('dead_letters', 'c', 'not yet told', now(), NULL, NULL, NULL)
-        """
-    )
-    page = await visitor.page()
-    assert "three letters, since" in page
-    assert "no more letters" not in page
-    assert "not yet told" not in page
-
-
 async def test_an_empty_house_has_pages_too(visitor: Visitor) -> None:
     """Each says that there is nothing."""
     await visitor.page()

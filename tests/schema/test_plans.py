@@ -274,6 +274,9 @@ def test_monitoring_reads_what_is_live_and_no_more_than_its_bound(reader: Reader
             dead_letters = next(row[2] for row in depths.rows if row[:2] == (queue, "dead_letter"))
             assert depths.rows_of(table) <= 10_000 + dead_letters
         assert ages.pages <= 400
+        waits = reader.read("SELECT * FROM postroom.limit_waits(8)")
+        assert waits.rows_of("email_queue") <= 10_000
+        assert not waits.scanned_whole("email_queue")
 
 
 def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader) -> None:

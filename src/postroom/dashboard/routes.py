@@ -10,11 +10,13 @@ from postroom.dashboard.dead_letters import dead_letters, decide_letters
 from postroom.dashboard.login import login, logout
 from postroom.dashboard.messages import mail, message, messages
 from postroom.dashboard.operations import cron, settings
-from postroom.dashboard.overview import overview
+from postroom.dashboard.overview import flow, live, overview
 from postroom.dashboard.site import ROOT
 
 ROUTES = [
     Route(ROOT, overview),
+    Route(f"{ROOT}/live", live),
+    Route(f"{ROOT}/flow", flow),
     Route(f"{ROOT}/login", login, methods=["GET", "POST"]),
     Route(f"{ROOT}/logout", logout, methods=["POST"]),
     Route(f"{ROOT}/static/{{name}}", asset),

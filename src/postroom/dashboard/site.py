@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote
 
 import jinja2
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -66,10 +67,12 @@ class Site:
         )
         self._templates.filters |= {
             "duration": wording.duration,
+            "latency": wording.latency,
             "away": wording.away,
             "clock": wording.clock,
             "number": lambda number: f"{number:,}",
             "quote": lambda text: quote(str(text), safe=""),
+            "commands": _commands,
         }
         self._templates.globals |= {"root": ROOT, "version": VERSION, "count_of": wording.count_of}
 
@@ -219,6 +222,15 @@ def local_path(path: str) -> str:
     inside = path == ROOT or path.startswith((f"{ROOT}/", f"{ROOT}?"))
     clean = "\\" not in path and "//" not in path and path.isprintable()
     return path if inside and clean else ROOT
+
+
+def _commands(text: str) -> Markup:
+    """A text in which what stands in backquotes is shown as a command."""
+    parts = text.split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
 
 
 async def _pairs(request: Request) -> list[tuple[str, str]]:

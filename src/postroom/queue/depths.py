@@ -23,6 +23,7 @@ class Depths:
         oldest_due_s: By queue, for how long the oldest row that is due has been; 0 where none is.
         dead_letters: By queue.
         workers: Those that are alive and claim.
+        helpers: Those that are alive and serve direct e-mails alone.
         transports: Whether each is paused.
         oldest_snapshot_s: Of the transactions that the database shows us.
     """
@@ -31,6 +32,7 @@ class Depths:
     oldest_due_s: dict[str, float]
     dead_letters: dict[str, int]
     workers: list[WorkerStatus]
+    helpers: list[WorkerStatus]
     transports: dict[str, bool]
     limits: list[LimitStatus]
     cron_leads: bool
@@ -54,6 +56,7 @@ async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depth
         oldest_due_s={"email": one["email_due_s"] or 0.0, "webhook": one["webhook_due_s"] or 0.0},
         dead_letters={row["queue"]: row["count"] for row in depths if row["state"] == "dead_letter"},
         workers=[worker for worker in workers if worker.alive and worker.claims],
+        helpers=[worker for worker in workers if worker.alive and not worker.claims],
         transports={row["name"]: row["paused"] for row in await database.fetch(_TRANSPORTS, TRANSPORTS_MAX)},
         limits=[limit for limit in shared if limit.amount is not None],
         cron_leads=one["cron_leads"],

@@ -153,27 +153,49 @@ async def read_paused_transports(database: Database) -> list[TransportStatus]:
     return [TransportStatus(**row) for row in rows]
 
 
-async def read_limits(database: Database, queues: Sequence[QueueTable]) -> list[LimitStatus]:
-    """The limits that these queues' rows share, further ones last, and how much of them is used."""
+async def read_limits(
+    database: Database, queues: Sequence[QueueTable], *, waited_for: Sequence[str] = ()
+) -> list[LimitStatus]:
+    """
+    The limits that these queues' rows share, further ones next, and how much of them is used.
+
+    Args:
+        waited_for: Keys of single recipients, domains, …, which come last.
+    """
     rows = await database.fetch(
         """
         SELECT
             wanted.key, rule.written AS setting, rule.amount,
             rule.amount - book.free AS used, book.wait_s AS next_free_s
         FROM (
-            SELECT asked.key, 1 AS place FROM unnest($1::text[]) AS asked (key)
-            UNION ALL
-            SELECT postroom.limit_key_of(further.key), 2
-            FROM postroom.settings AS further
-            WHERE further.key = postroom.further_limit_key(further.key) AND cardinality($1::text[]) > 0
+            SELECT each.key, min(each.place) AS place
+            FROM (
+                SELECT asked.key, 1 AS place FROM unnest($1::text[]) AS asked (key)
+                UNION ALL
+                SELECT postroom.limit_key_of(further.key), 2
+                FROM postroom.settings AS further
+                WHERE further.key = postroom.further_limit_key(further.key) AND cardinality($1::text[]) > 0
+                UNION ALL
+                SELECT waited.key, 3 FROM unnest($2::text[]) AS waited (key)
+            ) AS each
+            GROUP BY each.key
         ) AS wanted
         CROSS JOIN LATERAL postroom.limit_rule_of(wanted.key) AS rule
         CROSS JOIN LATERAL postroom.free_slots(wanted.key) AS book
         ORDER BY wanted.place, wanted.key
         """,
         [queue.limit_key for queue in queues if queue.limit_key is not None],
+        list(waited_for),
     )
     return [LimitStatus(**row) for row in rows]
+
+
+async def read_limit_waits(database: Database, keys_max: int) -> dict[str, int]:
+    """The keys that most e-mails wait for, the longest line first: cheap whatever the queue holds."""
+    rows = await database.fetch(
+        "SELECT waits.key, waits.count FROM postroom.limit_waits($1) AS waits", keys_max
+    )
+    return {row["key"]: row["count"] for row in rows}
 
 
 async def _read_queue(database: Database, queue: QueueTable, used_up: set[str]) -> QueueStatus:

@@ -216,35 +216,126 @@ _PARTS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Minute:
-    """What ended in a minute, in one queue."""
+class Step:
+    """What ended in a step of time, in one queue: rows that were done, and attempts that failed."""
 
     at: datetime
-    queue: str
     done: int
     failed: int
 
 
-async def read_minutes(database: Database, minutes: int) -> list[Minute]:
+@dataclass(frozen=True, slots=True)
+class QueueFlow:
     """
-    The last whole minutes and the present one, oldest first; a minute in which nothing ended is left out.
+    One queue's flow.
+
+    Attributes:
+        steps: Of the whole span, oldest first; one in which nothing ended has zeros. The last one goes on.
+        times: Of what ended in the span, by measure.
+    """
+
+    steps: list[Step]
+    times: dict[Measure, Histogram]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """
+    What went through the queues in a span up to now, at one look.
+
+    Attributes:
+        queues: By name: `email`, `webhook`.
+        transports: E-mail's attempts that were done and that failed, by transport.
+    """
+
+    queues: dict[str, QueueFlow]
+    transports: dict[str, tuple[int, int]]
+
+
+async def read_flow(database: Database, steps: int, step: timedelta) -> Flow:
+    """
+    Read so many steps up to now. What is read grows with the span and with the kinds, not with history.
+
+    Args:
+        step: Whole minutes, a divisor of a day.
 
     Raises:
         DatabaseUnavailable: No answer in time.
     """
     await merge_tallies(database)
-    rows = await database.fetch(_MINUTES, minutes, deadline_s=READ_DEADLINE_S)
-    return [Minute(**row) for row in rows]
+    began: datetime = await database.fetchval(_FLOW_BEGAN, step, steps)
+    queues = {name: QueueFlow([], {each: Histogram() for each in MEASURES}) for name in FLOW_QUEUES}
+    for row in await database.fetch(_FLOW, began, step, steps, FLOW_QUEUES, deadline_s=READ_DEADLINE_S):
+        queues[row["queue"]].steps.append(Step(row["at"], row["done"], row["failed"]))
+    for row in await database.fetch(_FLOW_TIMES, began, FLOW_QUEUES, deadline_s=READ_DEADLINE_S):
+        queues[row["queue"]].times[row["measure"]].add(row["bucket"], row["count"])
+    sent = await database.fetch(_FLOW_TRANSPORTS, began, deadline_s=READ_DEADLINE_S)
+    return Flow(queues, {row["transport"]: (row["done"], row["failed"]) for row in sent})
 
 
-_MINUTES = """
+async def read_last_minute(database: Database) -> dict[str, int]:
+    """
+    How many rows each queue had done in the last whole minute, as far as workers have merged it.
+
+    Raises:
+        DatabaseUnavailable: No answer in time.
+    """
+    rows = await database.fetch(_LAST_MINUTE)
+    return {row["queue"]: row["done"] for row in rows}
+
+
+FLOW_QUEUES = ("email", "webhook")
+
+_FLOW_BEGAN = "SELECT date_bin($1, clock_timestamp(), '2000-01-01') - ($2::integer - 1) * $1"
+
+_WELL = "one.status IN ('sent', 'processed')"
+
+_FLOW = f"""
     SELECT
-        one.minute AS at, one.queue,
-        COALESCE(sum(one.attempts) FILTER (WHERE ended.well), 0)::integer AS done,
-        COALESCE(sum(one.attempts) FILTER (WHERE NOT ended.well), 0)::integer AS failed
+        queue.name AS queue, step.at, COALESCE(sum(ended.done), 0)::bigint AS done,
+        COALESCE(sum(ended.failed), 0)::bigint AS failed
+    FROM unnest($4::text[]) AS queue (name)
+    CROSS JOIN generate_series(0, $3::integer - 1) AS number (place)
+    CROSS JOIN LATERAL (SELECT $1::timestamptz + number.place * $2::interval AS at) AS step
+    LEFT JOIN (
+        SELECT
+            one.queue, date_bin($2::interval, one.minute, $1) AS at,
+            sum(one.attempts) FILTER (WHERE {_WELL}) AS done,
+            sum(one.attempts) FILTER (WHERE NOT {_WELL}) AS failed
+        FROM postroom.processing_minutes AS one
+        WHERE one.minute >= $1 AND one.outcome <> 'waits' AND one.queue = ANY ($4::text[])
+        GROUP BY 1, 2
+    ) AS ended ON ended.queue = queue.name AND ended.at = step.at
+    GROUP BY 1, 2
+    ORDER BY 1, 2
+"""  # noqa: S608 - a constant of ours
+
+_FLOW_TIMES = """
+    SELECT one.queue, time.measure, bucket.place AS bucket, sum(bucket.count)::bigint AS count
     FROM postroom.processing_minutes AS one
-    CROSS JOIN LATERAL (SELECT one.status IN ('sent', 'processed') AS well) AS ended
-    WHERE one.minute > clock_timestamp() - make_interval(mins => $1) AND one.outcome <> 'waits'
-    GROUP BY one.minute, one.queue
-    ORDER BY one.minute, one.queue
+    CROSS JOIN LATERAL (
+        VALUES ('wait', one.wait), ('attempt', one.attempt), ('total', one.total)
+    ) AS time (measure, histogram)
+    CROSS JOIN LATERAL unnest(time.histogram) WITH ORDINALITY AS bucket (count, place)
+    WHERE one.minute >= $1 AND one.queue = ANY ($2::text[]) AND bucket.count > 0
+    GROUP BY 1, 2, 3
 """
+
+_FLOW_TRANSPORTS = f"""
+    SELECT
+        one.transport, COALESCE(sum(one.attempts) FILTER (WHERE {_WELL}), 0)::bigint AS done,
+        COALESCE(sum(one.attempts) FILTER (WHERE NOT {_WELL}), 0)::bigint AS failed
+    FROM postroom.processing_minutes AS one
+    WHERE one.minute >= $1 AND one.queue = 'email' AND one.outcome <> 'waits' AND one.transport <> ''
+    GROUP BY 1
+    ORDER BY 1
+"""  # noqa: S608 - a constant of ours
+
+_LAST_MINUTE = f"""
+    SELECT one.queue, sum(one.attempts)::bigint AS done
+    FROM postroom.processing_minutes AS one
+    WHERE one.minute >= date_trunc('minute', (SELECT clock_timestamp())) - interval '1 minute'
+        AND one.minute < date_trunc('minute', (SELECT clock_timestamp()))
+        AND {_WELL}
+    GROUP BY 1
+"""  # noqa: S608 - a constant of ours

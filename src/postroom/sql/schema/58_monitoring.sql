@@ -82,6 +82,32 @@ BEGIN
 END;
 $$;
 
+-- limit_waits: the keys that most e-mails wait for, the longest line first: of the 10,000 that email_depths looks at.
+CREATE OR REPLACE FUNCTION postroom.limit_waits(p_keys integer)
+RETURNS TABLE (key text, count bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+SET enable_sort = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT substr(live.waits_for, 7), count(*)
+    FROM (
+        SELECT email.waits_for, COALESCE(email.due_at, email.next_retry_at, '-infinity'::timestamptz) AS due
+        FROM public.email_queue AS email
+        WHERE email.status IN ('pending', 'processing')
+        ORDER BY
+            email.priority DESC, COALESCE(email.due_at, email.next_retry_at, '-infinity'::timestamptz)
+        LIMIT 10000
+    ) AS live
+    WHERE live.waits_for LIKE 'limit:email:%' AND live.due > clock_timestamp()
+    GROUP BY 1
+    ORDER BY 2 DESC, 1
+    LIMIT p_keys;
+END;
+$$;
+
 -- webhook_depths: the same for events. One that stands behind another in its lane is due.
 CREATE OR REPLACE FUNCTION postroom.webhook_depths()
 RETURNS TABLE (state text, count bigint)
