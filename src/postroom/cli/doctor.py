@@ -100,7 +100,9 @@ async def _check_database(room: Room) -> list[Finding]:
     with suppress(ConfigError):  # it is told already
         found += await check_handlers(room.database, room.sources)
     if room.settings.service_key is None and room.settings.database_url is not None:
-        keys = await room.database.fetchval("SELECT count(*) FROM postroom.service_keys")
+        keys = await room.database.fetchval(
+            "SELECT count(*) FROM postroom.service_keys WHERE role = 'operator'"
+        )
         if not keys:
             advice = "run `postroom key new`, or set POSTROOM_SERVICE_KEY"
             found.append(warning("service key", "there is none: HTTP refuses every request", advice))

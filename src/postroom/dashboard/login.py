@@ -16,7 +16,7 @@ from postroom.dashboard.site import (
     html_answer,
     keep,
     local_path,
-    page,
+    page_for_viewers,
     problem_page,
     see,
     site_of,
@@ -37,25 +37,25 @@ async def login(request: Request) -> Response:
             return _form(request, status=429, error=f"Too many tries: wait {wait_s:.0f} s.", wait_s=wait_s)
         form = await form_of(request)
         await site.room.open()
-        key_hash = await site.keys.hash_of(form.get("key", "").strip())
+        key = await site.keys.key_of(form.get("key", "").strip())
     except Problem as error:
         return problem_page(request, error.status, error.text)
     except DatabaseUnavailable as error:
         request.state.facts["error"] = str(error)
         return problem_page(request, 503, "The database does not answer.")
     to = local_path(form.get("to", ROOT))
-    if key_hash is None:
+    if key is None:
         site.throttle.failed(address)
         _log.warning("dashboard.login_refused", address=address)
         return _form(request, status=401, error="That key is not valid.", to=to)
-    session = sessions.begin(key_hash, int(time()))
-    _log.info("dashboard.login", address=address, key_id=session.key_id)
+    session = sessions.begin(key.key_hash, int(time()))
+    _log.info("dashboard.login", address=address, key_id=session.key_id, role=key.role)
     answer = see(to.removeprefix(ROOT))
-    keep(request, answer, session, key_hash)
+    keep(request, answer, session, key.key_hash)
     return answer
 
 
-@page
+@page_for_viewers
 async def logout(request: Request) -> Response:  # noqa: ARG001
     """Forget the session, in this browser."""
     answer = see("/login")

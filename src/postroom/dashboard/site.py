@@ -20,6 +20,7 @@ from postroom.dashboard import sessions
 from postroom.dashboard.sessions import Session
 from postroom.dashboard.throttle import Throttle
 from postroom.database.audit import Actor
+from postroom.database.keys import Key
 from postroom.errors import DatabaseUnavailable, PostroomError
 from postroom.room import Room
 from postroom.version import VERSION
@@ -42,12 +43,12 @@ _log = log.get_logger()
 class Keys(Protocol):
     """The keys that open the dashboard."""
 
-    async def hash_of(self, key: str) -> bytes | None:
-        """The SHA-256 of a service key; None where it is none."""
+    async def key_of(self, key: str) -> Key | None:
+        """The key that this is; None where it is none."""
         ...
 
-    async def hashes(self) -> list[bytes]:
-        """The SHA-256 of each service key that is good at present."""
+    async def keys(self) -> list[Key]:
+        """Each key that is good at present."""
         ...
 
 
@@ -111,7 +112,13 @@ def session_of(request: Request) -> Session:
 
 def actor_of(request: Request) -> Actor:
     """Who is asking, for the audit trail."""
-    return Actor(f"key {session_of(request).key_id}", "operator")
+    return Actor(key_of(request).called, "operator")
+
+
+def key_of(request: Request) -> Key:
+    """The key of who is asking, on a page behind the login."""
+    key: Key = request.state.key
+    return key
 
 
 def page(show: Page) -> Page:
@@ -119,22 +126,33 @@ def page(show: Page) -> Page:
     A page behind the login.
 
     Who is not logged in is led to the login and back. What would change something must bring the session's
-    token, and come from a page of ours.
+    token, come from a page of ours, and be asked for by an operator.
     """
+    return _behind_login(show, changes=True)
 
+
+def page_for_viewers(show: Page) -> Page:
+    """The same where a POST changes nothing but the session of who asks."""
+    return _behind_login(show, changes=False)
+
+
+def _behind_login(show: Page, *, changes: bool) -> Page:
     @wraps(show)
     async def shown(request: Request) -> Response:
         site = site_of(request)
         now = int(time())
         try:
             await site.room.open()
-            found = sessions.read(request.cookies.get(sessions.COOKIE, ""), await site.keys.hashes(), now)
+            keys = {key.key_hash: key for key in await site.keys.keys()}
+            found = sessions.read(request.cookies.get(sessions.COOKIE, ""), keys, now)
             if found is None:
                 return _to_login(request)
             session, key_hash = found
-            request.state.session = session
-            if request.method == "POST":
+            request.state.session, request.state.key = session, keys[key_hash]
+            if request.method not in ("GET", "HEAD"):
                 await require_token(request, session)
+                if changes and keys[key_hash].role != "operator":
+                    raise Problem(403, "You look on with a viewer's key: only an operator may change this.")
             answer = await show(request)
         except Problem as error:
             return problem_page(request, error.status, error.text)
@@ -204,6 +222,7 @@ def problem_page(request: Request, status: int, text: str) -> Response:
 
 def render(request: Request, template: str, **facts: Any) -> Response:
     """A page for who is logged in."""
+    facts = {"may_change": key_of(request).role == "operator", **facts}
     return html_answer(site_of(request).draw(template, session_of(request), facts))
 
 

@@ -13,6 +13,7 @@ from time import monotonic
 from starlette.requests import Request
 
 from postroom.database.embedded.home import make_data_dir
+from postroom.database.keys import Key, read_keys
 from postroom.errors import ConfigError, DatabaseUnavailable
 from postroom.http.answers import Refused
 from postroom.http.jwt import InvalidToken, Jwts
@@ -26,7 +27,6 @@ JOBS = (
     "/functions/v1/alerts",
 )
 """What pg_cron's jobs may call with the keys that postroom.post_job makes for them."""
-STORED_KEYS_MAX = 1_000
 STORED_KEYS_GOOD_S = 5.0
 STORED_KEYS_AGAIN_S = 0.25
 """A key that is not known is looked up in the database, but no more often than this."""
@@ -43,7 +43,7 @@ class Keyring:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._own: bytes | None = None
-        self._stored: frozenset[bytes] = frozenset()
+        self._stored: dict[bytes, Key] = {}
         self._stored_at = -STORED_KEYS_GOOD_S
         self._loading = asyncio.Lock()
         settings = room.settings
@@ -85,25 +85,28 @@ class Keyring:
                     return
                 raise Refused(403, f"the JWT's role must be {ROLE}")
         if await self._is_stored(digest):
-            return
+            if self._stored[digest].role == "operator":
+                return
+            raise Refused(403, "a viewer's key opens the dashboard's pages alone: use an operator's")
         if token.startswith(JOB_KEY) and request.url.path in JOBS and await self._is_of_a_job(digest):
             return
         raise _unauthorized(problem)
 
-    async def hash_of(self, key: str) -> bytes | None:
-        """The SHA-256 of a service key; None where it is none of ours."""
+    async def key_of(self, key: str) -> Key | None:
+        """The key that this is; None where it is none of ours."""
         digest = _hash(key.encode())
         own = await self.own_hash()
-        good = (own is not None and hmac.compare_digest(digest, own)) or await self._is_stored(digest)
-        return digest if good else None
+        if own is not None and hmac.compare_digest(digest, own):
+            return _own_key(own)
+        return self._stored[digest] if await self._is_stored(digest) else None
 
-    async def hashes(self) -> list[bytes]:
-        """The SHA-256 of each service key that is good, as of the last few seconds."""
+    async def keys(self) -> list[Key]:
+        """Each key that is good, as of the last few seconds."""
         own = await self.own_hash()
         if monotonic() - self._stored_at > STORED_KEYS_AGAIN_S:
             async with self._loading:
                 await self._load()
-        return [*([own] if own is not None else []), *self._stored]
+        return [*([_own_key(own)] if own is not None else []), *self._stored.values()]
 
     async def _is_stored(self, digest: bytes) -> bool:
         if digest in self._stored and monotonic() - self._stored_at < STORED_KEYS_GOOD_S:
@@ -133,10 +136,7 @@ class Keyring:
 
     async def _load(self) -> None:
         await self._room.open()
-        rows = await self._room.database.fetch(
-            "SELECT key_hash FROM postroom.service_keys LIMIT $1", STORED_KEYS_MAX
-        )
-        self._stored = frozenset(row["key_hash"] for row in rows)
+        self._stored = {key.key_hash: key for key in await read_keys(self._room.database)}
         self._stored_at = monotonic()
 
 
@@ -201,6 +201,10 @@ def _bearer(request: Request) -> bytes:
     if scheme.lower() != b"bearer" or not token:
         raise _unauthorized("a key is needed: Authorization: Bearer KEY")
     return token
+
+
+def _own_key(key_hash: bytes) -> Key:
+    return Key(key_hash, "service key", "operator")
 
 
 def _hash(key: bytes) -> bytes:
