@@ -19,9 +19,9 @@ import uvloop
 
 from postroom import log
 from postroom.cli.garbage import collect_seldom
+from postroom.queue.line import BATCH_MAX
 from postroom.room import Room
 from postroom.webhooks.event import IncomingEvent
-from postroom.webhooks.intake import BATCH_EVENTS_MAX
 from postroom.webhooks.request import Headers, WebhookRequest
 
 
@@ -48,8 +48,8 @@ async def main(settings: dict[str, Any]) -> None:
         print("ready", flush=True)
         await words.readline()
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        for first in range(0, len(events), BATCH_EVENTS_MAX):
-            await room.webhooks.keep(events[first : first + BATCH_EVENTS_MAX])
+        for first in range(0, len(events), BATCH_MAX):
+            await room.webhooks.keep(events[first : first + BATCH_MAX])
         stored_s = time.perf_counter()
         done = await engine.run_pass(until_nothing_due=True)
         ended_s = time.perf_counter()
