@@ -76,6 +76,8 @@ POINTS = {
     "handlers.register.after": "They are shown.",
     "handler.before": "The attempt has begun, and its next handler has not.",
     "handler.after": "A handler is done, and its effect is committed.",
+    "sql_handler.before": "Some events have begun, and the database was not told to handle them.",
+    "sql_handler.after": "It has handled them, and nobody here knows that.",
     "async_handler.before": "A coroutine function has its transaction, and was not called.",
     "async_handler.effect": "It has returned, and is not marked as done.",
     "async_handler.mark": "It is marked, and nothing is committed.",

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from postroom.webhooks.delivery import Delivery as WebhookDelivery
     from postroom.webhooks.handlers import Handlers
     from postroom.webhooks.registry import Registry
+    from postroom.webhooks.slots import Slots
     from postroom.webhooks.source import Source
     from postroom.webhooks.store import ClaimedEvent, WebhookStore
 
@@ -66,7 +67,7 @@ class Room:
         self._url: str | None = None
         self._database: Database | None = None
         self._delivery: Delivery | None = None
-        self._handlers: tuple[Handlers, asyncio.Semaphore] | None = None
+        self._handlers: tuple[Handlers, Slots, asyncio.Semaphore] | None = None
         self._registry: Registry | None = None
 
     def on(self, source: str, *events: str, name: str | None = None) -> Callable[[F], F]:
@@ -374,7 +375,7 @@ class Room:
 
     def webhook_engine(self, *, attempt_deadline_s: float | None = None) -> Engine[ClaimedEvent]:
         """A worker of the webhook queue; prepare_handlers() comes first."""
-        from postroom.queue.engine import Engine
+        from postroom.queue.engine import BUFFER_PER_ATTEMPT, Engine
 
         work: Work[ClaimedEvent] = self.webhook_delivery()
         if self.telemetry is not None:
@@ -384,7 +385,8 @@ class Room:
         return Engine(
             work,
             self.database,
-            concurrency=self.settings.concurrency,
+            concurrency=self.settings.webhook_concurrency,
+            buffered_max=self.settings.concurrency * BUFFER_PER_ATTEMPT,
             attempt_deadline_s=attempt_deadline_s or self.settings.attempt_deadline_s,
             version=VERSION,
         )
@@ -409,14 +411,16 @@ class Room:
             CronStore(database), jobs_of(self), lambda command: run_sql(url, command), version=VERSION
         )
 
-    async def _made_handlers(self) -> tuple[Handlers, asyncio.Semaphore]:
+    async def _made_handlers(self) -> tuple[Handlers, Slots, asyncio.Semaphore]:
         from postroom.database.connect import Database
         from postroom.webhooks.code import CONNECTIONS_MAX, CodeRunner
         from postroom.webhooks.handlers import Handlers
-        from postroom.webhooks.store import WebhookStore
+        from postroom.webhooks.slots import Slots
+        from postroom.webhooks.sql import SqlHandler
         from postroom.webhooks.url import UrlRunner
 
         url = await self.database_url()
+        connections = min(CONNECTIONS_MAX, self.settings.concurrency)
         # Their own connections: long handlers must not keep claims and settles waiting.
         effects = Database(
             url,
@@ -432,12 +436,13 @@ class Room:
             self.sources,
             self.registry.of,
             store=self.webhooks,
-            effects=WebhookStore(effects),
+            sql=partial(
+                SqlHandler, effects, calls_max=connections, deadline_s=self.settings.attempt_deadline_s
+            ),
             code=code,
             url=urls,
-            sql_deadline_s=self.settings.attempt_deadline_s,
         )
-        return handlers, asyncio.Semaphore(CONNECTIONS_MAX)
+        return handlers, Slots(connections), asyncio.Semaphore(self.settings.concurrency)
 
     def direct_sends(self) -> DirectSends:
         """What attempts e-mails at once, while somebody waits; whoever makes it closes it."""

@@ -162,6 +162,14 @@ class Settings(BaseSettings):
         return self.concurrency if "concurrency" in self.model_fields_set else 100
 
     @property
+    def webhook_concurrency(self) -> int:
+        """
+        Events in flight in one worker: POSTROOM_CONCURRENCY, or what fills two calls of a SQL handler, so
+        that some are handled while the starts of others are made durable.
+        """
+        return self.concurrency if "concurrency" in self.model_fields_set else 100
+
+    @property
     def transport_urls(self) -> tuple[str, ...]:
         """Where e-mail leaves, in the order in which the transports are tried."""
         if self.transport is not None:

@@ -172,15 +172,17 @@ WEBHOOK = ENGINE | {
     "attempt.ended": Point(fails=1),
     "handlers.register.before": Point(dies=True, losses=(Loss("register_handlers", dies=True),)),
     "handlers.register.after": Point(dies=True, losses=(Loss("register_handlers", after=True, dies=True),)),
-    "handler.before": Point(fails=1, losses=(Loss("on_event", fails=1),)),
+    "handler.before": Point(fails=1),
     "handler.after": Point(
         fails=1,
         losses=(
-            Loss("on_event", after=True, fails=1),
             Loss("^COMMIT", after=True, within=_ASYNC, fails=1),
             Loss("^COMMIT", after=True, within=_PLAIN, fails=1),
         ),
     ),
+    # Whatever breaks the call, each event is called for alone, and what is done is not done again.
+    "sql_handler.before": Point(losses=(Loss("handle_webhooks"),)),
+    "sql_handler.after": Point(losses=(Loss("handle_webhooks", after=True),)),
     "async_handler.before": Point(fails=1, losses=(Loss(_ASYNC, fails=1),)),
     "async_handler.effect": Point(fails=1, losses=(Loss(_ASYNC, after=True, fails=1),)),
     "async_handler.mark": Point(fails=1, losses=(Loss("^COMMIT", within=_ASYNC, fails=1),)),

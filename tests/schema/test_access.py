@@ -521,7 +521,8 @@ async def test_no_function_looks_names_up_in_its_callers_search_path(world: Worl
     await migrate(world.url())
     with psycopg.connect(world.url()) as connection:
         found = connection.execute(PATHS, {}).fetchall()
-    assert {name for name, path, _ in found if path is None} == INLINED
+    # A procedure with a SET clause may not commit; handle_webhooks names everything in full.
+    assert {name for name, path, _ in found if path is None} == INLINED | {"handle_webhooks"}
     for name, path, writes_a_queue in found:
         if path is not None:
             assert path == ('search_path="$user", public' if writes_a_queue else 'search_path=""'), name

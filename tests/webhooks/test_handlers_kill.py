@@ -36,12 +36,27 @@ SOURCE = """
     sql = "public.on_event"
 """
 HANDLERS = ("async", "sql", "sync")
+SLOW_SQL = """
+    CREATE FUNCTION public.on_event(payload jsonb, event_id text) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO public.effects (handler, event_id) VALUES ('sql', event_id);
+        PERFORM pg_sleep(0.003);
+    END $$
+"""
 
 
 @pytest.mark.timeout(240)
 def test_killed_workers_write_each_effect_once(database_url: str, tmp_path: Path) -> None:
     """2,000 events, two workers, a kill -9 about every 0.7 s until all is handled: 2,000 rows a handler."""
     kill_and_count(database_url, tmp_path, events=2_000, kills=40)
+
+
+@pytest.mark.timeout(240)
+def test_killed_workers_write_each_effect_of_a_shared_statement_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    """The same with a SQL handler alone: the statement of a dead worker goes on, and its leases pass on."""
+    kill_and_count(database_url, tmp_path, events=4_000, kills=12, only_sql=True)
 
 
 @pytest.mark.chaos
@@ -53,14 +68,18 @@ def test_workers_that_are_killed_for_minutes_write_each_effect_once(
     kill_and_count(database_url, tmp_path, events=30_000, kills=400)
 
 
-def kill_and_count(database_url: str, folder: Path, *, events: int, kills: int) -> None:
+def kill_and_count(
+    database_url: str, folder: Path, *, events: int, kills: int, only_sql: bool = False
+) -> None:
     """Run it; effects have no unique key, so what happened twice is there twice."""
     (folder / "shop.py").write_text(dedent(SHOP))
     (folder / "postroom.toml").write_text(dedent(SOURCE))
-    programs = Programs(folder, {"POSTROOM_DATABASE_URL": database_url, "POSTROOM_LOG": "json"})
-    arguments = ("worker", "--queues", "webhooks", "--app", "shop:room")
+    programs = Programs(
+        folder, {"POSTROOM_DATABASE_URL": database_url, "POSTROOM_LOG": "json", "POSTROOM_CONCURRENCY": "16"}
+    )
+    arguments = ("worker", "--queues", "webhooks", *(() if only_sql else ("--app", "shop:room")))
     with psycopg.connect(database_url, autocommit=True) as db:
-        db.execute(f"{EFFECTS}; {ON_EVENT}")
+        db.execute(f"{EFFECTS}; {SLOW_SQL if only_sql else ON_EVENT}")
         for key, value in {"lease": "1s", "webhook.backoff": "100ms"}.items():
             db.execute("SELECT postroom.set_setting(%s, %s)", (key, value))
         db.execute(
@@ -91,7 +110,7 @@ def kill_and_count(database_url: str, folder: Path, *, events: int, kills: int) 
         ).fetchall()
         print(f"\nkilled {done_kills} workers: effects {rows}, {poisoned} events were poison for a while")
         assert done_kills >= 3, "the workers were through before they could be killed"
-        assert rows == [(name, events, events) for name in HANDLERS], log
+        assert rows == [(name, events, events) for name in (("sql",) if only_sql else HANDLERS)], log
 
 
 def left(db: Db) -> int:

@@ -82,6 +82,7 @@ class Engine(Generic[T]):
     Args:
         work: The queue's SQL and its attempt.
         concurrency: Attempts in flight at once.
+        buffered_max: Rows that are claimed ahead of them; default: 4 for each.
         attempt_deadline_s: After this many seconds an attempt is given up; its outcome is uncertain
             where it had started.
         version: Of the program, for the table of workers.
@@ -93,6 +94,7 @@ class Engine(Generic[T]):
         database: Database,
         *,
         concurrency: int = 20,
+        buffered_max: int | None = None,
         attempt_deadline_s: float = 600.0,
         version: str = "",
     ) -> None:
@@ -101,6 +103,7 @@ class Engine(Generic[T]):
         self.registered = asyncio.Event()
         self._database = database
         self._concurrency = concurrency
+        self._buffered_max = buffered_max or concurrency * BUFFER_PER_ATTEMPT
         self._deadline_s = attempt_deadline_s
         self._deadline = Deadline(attempt_deadline_s)
         self._version = version
@@ -313,11 +316,11 @@ class Engine(Generic[T]):
                 await self._woken.wait()
 
     def _space(self) -> int:
-        return self._concurrency * BUFFER_PER_ATTEMPT - len(self._buffer)
+        return self._buffered_max - len(self._buffer)
 
     async def _wait_for_room(self) -> None:
         while not self._stopping and (
-            self._space() < self._concurrency * BUFFER_PER_ATTEMPT // 2 or self._settles.open > UNSETTLED_MAX
+            self._space() < self._buffered_max // 2 or self._settles.open > UNSETTLED_MAX
         ):
             self._room.clear()
             with suppress(TimeoutError):

@@ -6,7 +6,7 @@ import asyncio
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
 from postroom.queue.outcome import Outcome, Verdict
 from postroom.webhooks.event import Event
 from postroom.webhooks.handlers import Handlers, Runnable
+from postroom.webhooks.slots import Slots
 from postroom.webhooks.store import ClaimedEvent, Ran, WebhookStore
 
 START_GOOD_S = 60.0
@@ -43,8 +44,8 @@ class Delivery:
     The webhook queue, as the engine sees it (postroom.queue.claim.Work).
 
     Args:
-        slots: How many events may have a transaction of a handler open at once; shared by all engines of
-            the process.
+        slots: How many handlers may have a transaction open at once; shared by all engines of the process.
+        posts: How many events may be at handlers that have none, which are URLs; the same.
 
     Attributes:
         on_error: Gets what a handler raises, with its trace.
@@ -53,11 +54,14 @@ class Delivery:
     queue = "webhook"
     start_good_s = START_GOOD_S
 
-    def __init__(self, store: WebhookStore, handlers: Handlers, slots: asyncio.Semaphore) -> None:
+    def __init__(
+        self, store: WebhookStore, handlers: Handlers, slots: Slots, posts: asyncio.Semaphore
+    ) -> None:
         self.store = store
         self.handlers = handlers
         self.on_error: Callable[[BaseException], None] = _ignore
         self._slots = slots
+        self._posts = posts
         self._unknown: set[str] = set()
         self._looked_at = -LOOK_S
         self._ran: dict[UUID, list[Ran]] = {}
@@ -111,7 +115,7 @@ class Delivery:
         to_run = [one for one in wanting if one.name not in item.done and one.name not in item.stopped]
         ended = _Ended(stopped=[f"{one.name}: refused before" for one in wanting if one.name in item.stopped])
         # The slot comes first: what waits for one has not begun, and no crash is blamed on it.
-        async with self._slots if any(one.in_database for one in to_run) else nullcontext():
+        async with self._slot_for(to_run, claim), self._post_for(to_run):
             if to_run:
                 await start()
             for one in to_run:
@@ -171,6 +175,15 @@ class Delivery:
 
     def report_put_back(self, claim: Claim[ClaimedEvent], begun: Begun) -> None:  # noqa: ARG002  only one state
         _log.info("webhook.lease_lost", id=str(claim.id), source=claim.item.event.source)
+
+    def _slot_for(
+        self, to_run: Sequence[Runnable], claim: Claim[ClaimedEvent]
+    ) -> AbstractAsyncContextManager[None]:
+        shares = [one.shares for one in to_run if one.shares is not None]
+        return self._slots.taken(lambda: max(of(claim) for of in shares)) if shares else nullcontext()
+
+    def _post_for(self, to_run: Sequence[Runnable]) -> AbstractAsyncContextManager[None]:
+        return self._posts if any(one.shares is None for one in to_run) else nullcontext()
 
     async def _run(self, one: Runnable, claim: Claim[ClaimedEvent], event: Event, ended: _Ended) -> None:
         try:

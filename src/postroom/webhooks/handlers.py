@@ -14,7 +14,9 @@ from postroom.webhooks.places import read_type
 from postroom.webhooks.registry import CodeHandler, Function, load_object
 from postroom.webhooks.request import WebhookRequest
 from postroom.webhooks.schemes import SCHEMES, scheme_name
+from postroom.webhooks.slots import SHARES
 from postroom.webhooks.source import Handler, Source
+from postroom.webhooks.sql import SqlHandler
 from postroom.webhooks.store import ClaimedEvent, WebhookStore
 from postroom.webhooks.url import UrlRunner
 
@@ -28,12 +30,12 @@ class Runnable:
     A handler with what runs it.
 
     Attributes:
-        in_database: It holds a transaction open while it runs.
+        shares: Of a slot for a transaction that an event needs for it; None where it holds none open.
     """
 
     handler: Handler
     run: Run
-    in_database: bool = True
+    shares: Callable[[Claim[ClaimedEvent]], int] | None
 
     @property
     def name(self) -> str:
@@ -49,8 +51,7 @@ class Handlers:
         sources: Those of postroom.toml.
         registered: What the program has registered by @room.on, by source.
         store: Finishes what has no transaction of its own.
-        effects: Calls SQL functions; not on the connections that claim and settle.
-        sql_deadline_s: How long a SQL function may take.
+        sql: Makes what runs a SQL handler, of its name and its function.
 
     Raises:
         ConfigError: Two handlers of a source have one name, or a function cannot be imported.
@@ -62,17 +63,15 @@ class Handlers:
         registered: Mapping[str, Sequence[CodeHandler]],
         *,
         store: WebhookStore,
-        effects: WebhookStore,
+        sql: Callable[[str, str], SqlHandler],
         code: CodeRunner,
         url: UrlRunner,
-        sql_deadline_s: float,
     ) -> None:
         self._sources = sources
         self._store = store
-        self._effects = effects
+        self._sql = sql
         self._code = code
         self._url = url
-        self._sql_deadline_s = sql_deadline_s
         self._of: dict[str, list[Runnable]] = {
             name: [self._of_settings(name, handler) for handler in source.handlers]
             for name, source in sources.items()
@@ -114,12 +113,12 @@ class Handlers:
             what = f"the handler {handler.name!r} of {source}, python ="
             return self._of_program(CodeHandler(handler, load_object(handler.python, what)))
         if handler.sql is not None:
-            return Runnable(handler, self._sql_run(handler.name, handler.sql))
-        return Runnable(handler, self._url_run(handler), in_database=False)
+            return self._of_sql(handler, handler.sql)
+        return Runnable(handler, self._url_run(handler), shares=None)
 
     def _of_program(self, one: CodeHandler) -> Runnable:
         require_runnable(one.function, f"the handler {one.handler.name!r}")
-        return Runnable(one.handler, self._code_run(one.handler.name, one.function))
+        return Runnable(one.handler, self._code_run(one.handler.name, one.function), lambda _: SHARES)
 
     def _code_run(self, name: str, function: Function) -> Run:
         async def run(claim: Claim[ClaimedEvent], event: Event) -> str:
@@ -127,16 +126,15 @@ class Handlers:
 
         return run
 
-    def _sql_run(self, name: str, function: str) -> Run:
+    def _of_sql(self, handler: Handler, function: str) -> Runnable:
         quoted = ".".join(f'"{part}"' for part in function.split("."))  # of the settings: no quote is in it
+        sql = self._sql(handler.name, quoted)
 
         async def run(claim: Claim[ClaimedEvent], event: Event) -> str:  # noqa: ARG001  the row has it
-            await self._effects.run_sql_handler(
-                claim.item.worker, claim, name, quoted, deadline_s=self._sql_deadline_s
-            )
+            await sql.run(claim)
             return "done"
 
-        return run
+        return Runnable(handler, run, sql.shares)
 
     def _url_run(self, handler: Handler) -> Run:
         async def run(claim: Claim[ClaimedEvent], event: Event) -> str:

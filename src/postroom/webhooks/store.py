@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -57,6 +57,20 @@ class Ran:
     handler: str
     outcome: str
     took_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """
+    How a SQL handler's function ended for one event.
+
+    Attributes:
+        error: NotStarted where the lease had passed on; what the function raised; None where it is done.
+        took_s: With its mark and its commit.
+    """
+
+    error: Exception | None
+    took_s: float
 
 
 _SETTLE = """
@@ -267,41 +281,43 @@ class WebhookStore:
         except asyncpg.PostgresError as error:
             raise lease_lost_or(error) from error
 
-    async def run_sql_handler(
-        self, worker: UUID, claim: Claim[ClaimedEvent], handler: str, function: str, *, deadline_s: float
-    ) -> None:
+    async def handle(
+        self,
+        worker: UUID,
+        claims: Sequence[Claim[ClaimedEvent]],
+        handler: str,
+        function: str,
+        *,
+        limit_s: float,
+        deadline_s: float,
+    ) -> list[Handled | None]:
         """
-        Call a function (payload jsonb, event_id text) and finish its handler, in one transaction.
+        Call a function (payload jsonb, event_id text) for begun events, each in a transaction with its mark.
 
         Args:
             function: Schema and name, quoted as SQL needs it.
+            limit_s: No further one is begun after so many seconds.
+            deadline_s: For all of them.
 
-        Raises:
-            NotStarted: The lease has passed to another worker; the effect is undone.
-            asyncpg.PostgresError: What the function raised; the effect is undone.
+        Returns:
+            What became of each, in their order; None of one that was not begun. A call that raises may be
+            repeated: what is done is not done again.
         """
-        event = claim.item.event
-        try:
-            # Materialized: a function that is called STABLE, whose answer nobody reads, would not be called.
-            await self._database.execute(
-                f"""
-                WITH effect AS MATERIALIZED (
-                    SELECT {function}(queued.payload, $5) AS answer
-                    FROM public.webhook_retry_queue AS queued
-                    WHERE queued.id = $2
-                ),
-                done AS (SELECT count(*) FROM effect)
-                SELECT postroom.finish_handler($1, $2, $3, $4) FROM done
-                """,  # noqa: S608  quoted by whoever read the settings
-                worker,
-                claim.id,
-                claim.lease_no,
-                handler,
-                event.event_id,
-                deadline_s=deadline_s,
-            )
-        except asyncpg.PostgresError as error:
-            raise lease_lost_or(error) from error
+        row = await self._database.fetchrow(
+            "CALL postroom.handle_webhooks($1, $2, $3, $4, $5, $6, NULL, NULL, NULL)",
+            worker,
+            *statements.leases(claims),
+            handler,
+            function,
+            timedelta(seconds=limit_s),
+            deadline_s=deadline_s,
+        )
+        assert row is not None
+        begun = [
+            _handled(state, error, ms)
+            for state, error, ms in zip(row["p_states"], row["p_errors"], row["p_ms"], strict=False)
+        ]
+        return begun + [None] * (len(claims) - len(begun))
 
 
 def lease_lost_or(error: asyncpg.PostgresError) -> Exception:
@@ -316,6 +332,13 @@ def _claimed(row: Any, worker: UUID) -> ClaimedEvent:
         frozenset(row["handlers_done"] or ()),
         frozenset(row["handlers_stopped"] or ()),
     )
+
+
+def _handled(state: str, error: str | None, took_ms: float) -> Handled:
+    if error is not None:
+        fields = {letter: text for letter, text in orjson.loads(error).items() if text}
+        return Handled(asyncpg.PostgresError.new(fields), took_ms / 1000)
+    return Handled(NotStarted("the lease is lost") if state == "lost" else None, took_ms / 1000)
 
 
 def _columns(ran: Ran) -> tuple[UUID, str, str, int]:
