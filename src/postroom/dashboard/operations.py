@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
-from postroom.dashboard.site import actor_of, form_of, page, render, session_of, site_of
+from postroom.dashboard.site import Problem, actor_of, form_of, page, render, session_of, site_of
+from postroom.errors import DatabaseUnavailable, PostroomError
+from postroom.jobs import jobs_of, run_by_name
 from postroom.queue.policy import SettingRefused, read_settings, set_setting
 from postroom.schedule.status import read_cron, read_runs
 
 RUNS_SHOWN = 50
+WAITED_S = 5.0
+"""For so long a page waits for the job that it has begun."""
 
 _log = log.get_logger()
 
@@ -42,8 +48,42 @@ async def settings(request: Request) -> Response:
 
 @page
 async def cron(request: Request) -> Response:
-    """The scheduled jobs and their last runs."""
-    database = site_of(request).room.database
+    """The scheduled jobs and their last runs; on POST, run one of postroom's own now."""
+    room = site_of(request).room
+    notice, failed = None, None
+    if request.method == "POST":
+        try:
+            notice = await _run_job(request, (await form_of(request)).get("job", ""))
+        except DatabaseUnavailable:
+            raise
+        except PostroomError as error:
+            failed = str(error)
     return render(
-        request, "cron.html", cron=await read_cron(database), runs=await read_runs(database, None, RUNS_SHOWN)
+        request,
+        "cron.html",
+        cron=await read_cron(room.database),
+        runs=await read_runs(room.database, None, RUNS_SHOWN),
+        can_run={job.name for job in jobs_of(room)},
+        notice=notice,
+        failed=failed,
     )
+
+
+async def _run_job(request: Request, name: str) -> str:
+    """Run a job; what it did, or, where it takes long, that it goes on without this page."""
+    site = site_of(request)
+    if name not in {job.name for job in jobs_of(site.room)}:
+        raise Problem(404, "There is no such job here: the list says which can be run.")
+    task = asyncio.create_task(run_by_name(site.room, name, by=actor_of(request)))
+    site.tasks.add(task)
+    task.add_done_callback(site.tasks.discard)
+    await asyncio.wait([task], timeout=WAITED_S)
+    if not task.done():
+        task.add_done_callback(_take_exception)  # it is in the history
+        return f"{name} runs. What becomes of it will stand below."
+    return f"{name}: {task.result()}"
+
+
+def _take_exception(task: asyncio.Task[str]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -23,7 +23,7 @@ ROUTES = [
     Route(f"{ROOT}/dead-letters", dead_letters),
     Route(f"{ROOT}/dead-letters/decide", decide_letters, methods=["POST"]),
     Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
-    Route(f"{ROOT}/cron", cron),
+    Route(f"{ROOT}/cron", cron, methods=["GET", "POST"]),
     Route(f"{ROOT}/audit", audit),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -59,6 +60,7 @@ class Site:
         self.room = room
         self.keys = keys
         self.throttle = Throttle()
+        self.tasks: set[asyncio.Task[str]] = set()  # what goes on after its page was answered
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("postroom.dashboard"),
             autoescape=True,
