@@ -17,6 +17,7 @@ EMAILS = QueueTable(
     retry="postroom.retry_dead_emails",
     discard="postroom.discard_dead_emails",
     limit_key="email:global",
+    can_be_edited=True,
 )
 
 WEBHOOKS = QueueTable(

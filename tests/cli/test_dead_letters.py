@@ -103,6 +103,53 @@ def test_discard_makes_it_failed(cli: Cli, db: Db) -> None:
     assert _status(db, row_id)[0] == "failed"
 
 
+def test_discard_all_asks_on_a_terminal_and_wants_yes_elsewhere(
+    cli: Cli, db: Db, programs: Programs, tmp_path: Path
+) -> None:
+    """Nothing is given up by a slip; the note is kept."""
+    row_id = insert_dead_letter(db)
+    assert cli("dead-letters", "discard", "--all").code == 2
+    assert _status(db, row_id)[0] == "dead_letter"
+    assert cli.ok("dead-letters", "discard", "--all", "--yes", "--note", "old list").endswith("discarded\n")
+    assert _status(db, row_id)[0] == "failed"
+    assert ": old list" in cli.ok("explain", row_id)
+
+
+def test_edit_queues_another_one_and_prints_its_id(cli: Cli, db: Db, tmp_path: Path) -> None:
+    """What is not named is kept; a plain part that says what the HTML said before is made anew."""
+    row_id = insert_dead_letter(db, text="Hi", from_email="shop@example.com", email_type="receipt")
+    (tmp_path / "new.html").write_text("<p>Good day</p>")
+    answer = cli(
+        "dead-letters", "edit", row_id, "--to", "bob@example.com", "--html-file", str(tmp_path / "new.html")
+    )
+    assert (answer.code, answer.err) == (
+        0,
+        "its plain part is made from the new HTML; --text-file gives one\n",
+    )
+    row = db.execute(
+        """
+        SELECT to_email, subject, html, text, from_email, email_type, status, metadata ->> 'replaces'
+        FROM email_queue WHERE id = %s
+        """,
+        (answer.out.strip(),),
+    ).fetchone()
+    kept = ("Hi", "<p>Good day</p>", None, "shop@example.com", "receipt", "pending", row_id)
+    assert row == ("bob@example.com", *kept)
+    assert _status(db, row_id)[0] == "failed"
+    assert f"e-mail {answer.out.strip()} goes out in its place" in cli.ok("explain", row_id)
+    assert "is failed, no dead letter" in cli("dead-letters", "edit", row_id, "--to", "b@example.com").error
+
+
+def test_edit_refuses_what_send_refuses(cli: Cli, db: Db) -> None:
+    """One line that names the field, and nothing is queued."""
+    row_id = insert_dead_letter(db)
+    answer = cli("dead-letters", "edit", row_id, "--to", "nobody")
+    assert (answer.code, answer.error.split(" ")[0]) == (2, "to:")
+    assert cli("dead-letters", "edit", row_id).code == 2
+    assert cli("dead-letters", "edit", row_id, "--html-file", "nowhere").code == 2
+    assert _status(db, row_id)[0] == "dead_letter"
+
+
 def test_what_is_no_dead_letter_is_named_and_the_others_are_done(cli: Cli, db: Db) -> None:
     """Exit 1."""
     dead, pending = insert_dead_letter(db), insert_email(db)

@@ -10,8 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from postroom.queue import search
+from postroom.database.audit import Actor
+from postroom.queue import bulk, search
+from postroom.queues import QUEUES
 from tests.dashboard.conftest import Visitor
+from tests.support.waiting import until
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>"
 
@@ -38,6 +41,24 @@ async def _dead(visitor: Visitor, **columns: Any) -> UUID:
         "UPDATE email_queue SET failed_at = clock_timestamp(), due_at = NULL WHERE id = $1", mail_id
     )
     return mail_id
+
+
+def _fields(page: str) -> dict[str, str]:
+    """What the forms of a page hold."""
+    found = re.findall(r'<input (?=[^>]*name="([^"]+)")(?=[^>]*value="([^"]*)")[^>]*>', page)
+    return {name: html.unescape(value) for name, value in found}
+
+
+async def _until_ended(visitor: Visitor, path: str) -> str:
+    page = ""
+
+    async def ended() -> bool:
+        nonlocal page
+        page = await visitor.page(path.removeprefix("/dashboard"))
+        return any(word in page for word in ("ed: done", "ed: stopped"))
+
+    await until(ended)
+    return page
 
 
 async def test_an_empty_house_has_pages_too(visitor: Visitor) -> None:
@@ -128,9 +149,93 @@ async def test_retry_and_discard_do_what_they_say(visitor: Visitor) -> None:
     assert "1 dead letter will be tried again." in (await visitor.client.get(answer.headers["location"])).text
     again = await visitor.submit("/dead-letters/decide", what="discard", id=str(one))
     assert "1 left as they are: pending" in (await visitor.client.get(again.headers["location"])).text
-    await visitor.submit("/dead-letters/decide", what="discard", all="yes", reason="exhausted")
+    asked = await visitor.submit("/dead-letters/decide", what="discard", all="yes", reason="exhausted")
+    assert "Discard 1 dead letter?" in asked.text
+    begun = await visitor.client.post(
+        "/dashboard/dead-letters/decide", data={**_fields(asked.text), "note": "an old list"}
+    )
+    page = await _until_ended(visitor, begun.headers["location"])
+    assert "<b>1</b> discarded: done" in page
+    assert "an old list" in await visitor.page(f"/emails/{other}")
     rows = await visitor.served.room.database.fetch("SELECT id, status FROM email_queue")
     assert {row["id"]: row["status"] for row in rows} == {one: "pending", other: "failed"}
+
+
+async def test_several_are_asked_about_before_anything_is_done(visitor: Visitor) -> None:
+    """With how many they are; what is sent twice is done once."""
+    ids = [str(await _dead(visitor)) for _ in range(2)]
+    fields = {"what": "retry", "id": ids}
+    token = _fields(await visitor.page("/dead-letters"))["csrf_token"]
+    asked = await visitor.client.post("/dashboard/dead-letters/decide", data={"csrf_token": token, **fields})
+    assert "Retry 2 dead letters?" in asked.text
+    database = visitor.served.room.database
+    assert await database.fetchval("SELECT count(*) FROM email_queue WHERE status = 'pending'") == 0
+    await visitor.client.post(
+        "/dashboard/dead-letters/decide", data={"csrf_token": token, "sure": "yes", **fields}
+    )
+    assert await database.fetchval("SELECT count(*) FROM email_queue WHERE status = 'pending'") == 2
+
+
+async def test_what_has_died_since_the_question_is_left_alone_and_a_form_sent_twice_is_one_action(
+    visitor: Visitor,
+) -> None:
+    """The person was told another number."""
+    first = await _dead(visitor)
+    asked = await visitor.submit("/dead-letters/decide", what="discard", all="yes")
+    later = await _dead(visitor)
+    fields = _fields(asked.text)
+    for _ in range(2):
+        begun = await visitor.client.post("/dashboard/dead-letters/decide", data=fields)
+        await _until_ended(visitor, begun.headers["location"])
+    database = visitor.served.room.database
+    rows = await database.fetch("SELECT id, status FROM email_queue")
+    assert {row["id"]: row["status"] for row in rows} == {first: "failed", later: "dead_letter"}
+    told = await database.fetch("SELECT about ->> 'state' AS state FROM postroom.audit ORDER BY id")
+    assert [row["state"] for row in told] == ["begun", "done"]
+
+
+async def test_an_action_whose_process_has_ended_says_how_far_it_came_and_goes_on(visitor: Visitor) -> None:
+    """Any process takes it up; or a person stops it."""
+    mail_id = await _dead(visitor)
+    database = visitor.served.room.database
+    action_id = await bulk.begin(database, QUEUES, "retry", reason=None, by=Actor("ada", "cli"))
+    path = f"/dead-letters/actions/{action_id}"
+    page = await visitor.page(path)
+    assert "nobody works on it" in page
+    assert "hx-trigger" not in page
+    await visitor.submit(path, what="go on")
+    assert "<b>1</b> retried: done" in await _until_ended(visitor, f"/dashboard{path}")
+    assert (await database.fetchval("SELECT status FROM email_queue WHERE id = $1", mail_id)) == "pending"
+    other = await bulk.begin(database, QUEUES, "discard", reason=None, by=Actor("ada", "cli"))
+    await visitor.submit(f"/dead-letters/actions/{other}", what="stop")
+    assert "stopped by" in await visitor.page(f"/dead-letters/actions/{other}")
+
+
+async def test_an_edited_dead_letter_goes_out_as_another_one_and_both_pages_lead_to_each_other(
+    visitor: Visitor,
+) -> None:
+    """What is not sendable stays in the form, with the line that enqueueing would say."""
+    mail_id = await _dead(visitor, html="\n<p>Thank\r\nyou</p>", to_email="ada@exmaple.com", priority=3)
+    path = f"/emails/{mail_id}/edit"
+    assert path in await visitor.page(f"/emails/{mail_id}")
+    fields = _fields(await visitor.page(path))
+    written = {"html": "\r\n<p>Thank\r\nyou</p>", "text": ""}  # as a browser writes the two areas
+    refused = await visitor.client.post(f"/dashboard{path}", data={**fields, **written, "to": "ada"})
+    assert "to: " in refused.text
+    assert 'value="ada"' in refused.text
+    same = await visitor.client.post(f"/dashboard{path}", data={**fields, **written})
+    assert "nothing of it is changed" in same.text
+    sent = await visitor.client.post(f"/dashboard{path}", data={**fields, **written, "to": "ada@example.com"})
+    assert sent.status_code == 303
+    new = await visitor.page(sent.headers["location"].removeprefix("/dashboard"))
+    assert f'<a href="/dashboard/emails/{mail_id}">' in new
+    assert sent.headers["location"] in await visitor.page(f"/emails/{mail_id}")
+    row = await visitor.served.room.database.fetchrow(
+        "SELECT to_email, html, priority FROM email_queue WHERE status = 'pending'"
+    )
+    assert row is not None
+    assert tuple(row) == ("ada@example.com", "\n<p>Thank\r\nyou</p>", 3)
+    assert "no dead letter" in await visitor.page(path, 400)
 
 
 async def test_dead_letters_are_grouped_by_reason_and_by_errors_that_differ_in_ids_alone(

@@ -214,6 +214,14 @@ _EMAILS = [
         """,
         "keyed made",
     ),
+    call(
+        "a person mends a dead letter",
+        f"""
+        SELECT true AS mended
+        FROM postroom.replace_dead_email('{id_of("dead1")}', 'b@example.com', NULL, NULL, NULL)
+        """,
+        "dead1",
+    ),
     call("a mail with a key is deleted", f"DELETE FROM email_queue WHERE id = '{id_of('keyed')}'", "keyed"),
     call(
         "a mail is sent directly by a key",

@@ -490,6 +490,7 @@ PATHS: LiteralString = f"""
 
 # A setting of their own would keep them from being inlined into their callers, which have an empty path.
 INLINED = {
+    "dead_letter_is",
     *("next_state", "log_attempt", "recipient_key", "book_window", "old_row_fate", "is_seen_to"),
     *(
         "old_lease_ended",

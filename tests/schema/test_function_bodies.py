@@ -32,6 +32,8 @@ ACCEPTED = {
     # They look between two writes of the same claim, and see what it has leased so far.
     ("performance", "postroom.first_live_email(bigint,jsonb,timestamp with time zone)", VOLATILE),
     ("performance", "postroom.first_live_webhook(bigint,jsonb,timestamp with time zone)", VOLATILE),
+    # It locks rows, which no STABLE function may.
+    ("performance", "postroom.lock_dead_letters(text,uuid[])", VOLATILE),
     # Statements that are put together from parts. Each part is a constant of grant_access or is quoted there:
     # p_rest is a constant with %I in it,
     ("security", "postroom.make_policy(regclass,text,text)", NOT_SANITIZED),

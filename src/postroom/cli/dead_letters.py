@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -29,24 +31,32 @@ from postroom.errors import PostroomError
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
+    from postroom.database.audit import Actor
+    from postroom.database.connect import Database
     from postroom.queue.dead_letters import DeadLetter, Decided, What
     from postroom.queue.table import QueueTable
 
 LIMIT = 10_000
 
-app = typer.Typer(help="List, show, retry or discard dead letters, of both queues.", no_args_is_help=False)
+app = typer.Typer(
+    help="List, show, retry, edit or discard dead letters, of both queues.", no_args_is_help=False
+)
 
 Reason = Annotated[
     str | None,
     typer.Option(
         "--reason",
         metavar="R",
-        help="permanent, exhausted, uncertain, poison, transport or stale; or a part of the last error.",
+        help="permanent, exhausted, uncertain, poison, transport, stale or none (an old caller's); "
+        "or a part of the last error.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Said = Annotated[
-    str | None, typer.Option("--note", metavar="TEXT", help="Why, for the audit trail.", show_default=False)
+    str | None,
+    typer.Option(
+        "--note", metavar="TEXT", help="Why: for its history and the audit trail.", show_default=False
+    ),
 ]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", parser=row_id_of, show_default=False)]
 
@@ -87,11 +97,47 @@ def retry(
 
 
 @app.command("discard")
-def discard(ids: Ids = None, said: Said = None, json: Json = False) -> None:
+def discard(
+    ids: Ids = None,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters, or all with --reason.")] = False,
+    reason: Reason = None,
+    said: Said = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --all: do not ask.")] = False,
+    json: Json = False,
+) -> None:
     """Give dead letters up: they are kept as failed until cleanup takes them."""
-    if not ids:
-        raise WrongUsage("name the dead letters' ids")
-    run(_decide("discard", ids, None, said, json))
+    if every == bool(ids):
+        raise WrongUsage("name the dead letters' ids, or --all")
+    if reason is not None and not every:
+        raise WrongUsage("--reason goes with --all")
+    if every and not yes and not (is_terminal() and sys.stdin.isatty()):
+        raise WrongUsage("discard --all asks before it begins: without a terminal, say --yes")
+    run(_decide("discard", ids, reason, said, json, ask=every and not yes))
+
+
+@app.command("edit")
+def edit(
+    row_id: Annotated[UUID, typer.Argument(metavar="ID", parser=row_id_of)],
+    to: Annotated[str | None, typer.Option("--to", metavar="ADDRESS", help="One address.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", metavar="TEXT")] = None,
+    html_file: Annotated[
+        str | None, typer.Option("--html-file", metavar="FILE", help="The HTML; - reads stdin.")
+    ] = None,
+    text_file: Annotated[
+        str | None,
+        typer.Option(
+            "--text-file", metavar="FILE", help="The plain part; with --html-file alone it is made from that."
+        ),
+    ] = None,
+) -> None:
+    """Mend a dead e-mail: another one goes out in its place. Prints its id."""
+    if (to, subject, html_file, text_file) == (None, None, None, None):
+        raise WrongUsage("say what is to change: --to, --subject, --html-file or --text-file")
+    if html_file == text_file == "-":
+        raise WrongUsage("only one of --html-file and --text-file can be read from stdin")
+    html = None if html_file is None else _read("--html-file", html_file)
+    text = None if text_file is None else _read("--text-file", text_file)
+    run(_edit(row_id, to, subject, html, text))
 
 
 async def _list(reason: str | None, limit: int, json: bool) -> None:
@@ -173,13 +219,17 @@ def _print_body(body: object) -> None:
 
 
 async def _decide(
-    what: What, ids: list[UUID] | None, reason: str | None, said: str | None, json: bool
+    what: What, ids: list[UUID] | None, reason: str | None, said: str | None, json: bool, *, ask: bool = False
 ) -> None:
-    from postroom.queue.dead_letters import decide, decide_all
+    from postroom.queue.dead_letters import count_dead_letters, decide
     from postroom.queues import QUEUES
 
-    word, by = ("retried" if what == "retry" else "discarded"), actor()
+    word, by, stopped = ("retried" if what == "retry" else "discarded"), actor(), None
     async with opened_room() as room:
+        if ask:
+            total = count_of(await count_dead_letters(room.database, QUEUES, reason=reason), "dead letter")
+            if not typer.confirm(f"Discard {total}?"):
+                raise PostroomError("nothing was discarded")
         with progress(f"{word} 0") as tell:
 
             def report(done: int) -> None:
@@ -188,15 +238,58 @@ async def _decide(
             if ids:
                 decided = await decide(room.database, QUEUES, what, ids, by=by, note=said, report=report)
             else:
-                decided = await decide_all(
-                    room.database, QUEUES, what, reason=reason, by=by, note=said, report=report
-                )
+                decided, stopped = await _decide_all(room.database, what, reason, said, by, report)
     if json:
         print_json({word: decided.done, "missed": {str(key): value for key, value in decided.missed.items()}})
     else:
         print_line(f"{count_of(len(decided.done), 'dead letter')} {word}")
+    if stopped is not None:
+        raise PostroomError(f"{stopped} has stopped it; calling it again goes on")
     if decided.missed:
         raise PostroomError(_missed(decided))
+
+
+async def _decide_all(
+    database: Database,
+    what: What,
+    reason: str | None,
+    said: str | None,
+    by: Actor,
+    report: Callable[[int], None],
+) -> tuple[Decided, str | None]:
+    """What has changed, and who stopped it where somebody did."""
+    from postroom.queue import bulk
+    from postroom.queue.dead_letters import Decided
+    from postroom.queues import QUEUES
+
+    action_id = await bulk.begin(database, QUEUES, what, reason=reason, by=by, note=said)
+    changed = await bulk.run(database, action_id, by, report=report)
+    action = await bulk.read_action(database, action_id)
+    return Decided(changed.done, changed.missed), None if action is None else action.stopped_by
+
+
+async def _edit(
+    row_id: UUID, to: str | None, subject: str | None, html: str | None, text: str | None
+) -> None:
+    from postroom.email.replace import Mended, read_mendable, replace_dead
+
+    async with opened_room() as room:
+        if html is not None and text is None and (await read_mendable(room.database, row_id))["text"]:
+            text = ""  # the plain part that was there says what the HTML said before
+            note("its plain part is made from the new HTML; --text-file gives one")
+        mended = Mended(to=to, subject=subject, html=html, text=text)
+        print_line(str(await replace_dead(room.database, row_id, mended, actor())))
+
+
+def _read(option: str, name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"{option} {name}: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise WrongUsage(f"{option} {name}: it is not written in UTF-8") from None
 
 
 def _missed(decided: Decided) -> str:

@@ -57,6 +57,18 @@ def print_attempts(attempts: Sequence[Attempt]) -> None:
     """Print the attempts of a row, oldest first."""
     print_table(
         ["AT", "OUTCOME", "MS", "REPLY"],
-        [(attempt.at, attempt.outcome, attempt.ms, attempt.reply) for attempt in attempts],
+        [(attempt.at, attempt.outcome, attempt.ms, _said(attempt)) for attempt in attempts],
         flexible=["REPLY"],
     )
+
+
+def _said(attempt: Attempt) -> str | None:
+    if attempt.by_email is not None:
+        return (
+            f"by e-mail {attempt.by_email}, by {attempt.by}"
+            if attempt.by
+            else f"by e-mail {attempt.by_email}"
+        )
+    if attempt.by is None:
+        return attempt.reply
+    return f"by {attempt.by}: {attempt.reply}" if attempt.reply else f"by {attempt.by}"

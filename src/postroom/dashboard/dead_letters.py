@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import datetime
 from urllib.parse import urlencode
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
 from postroom.dashboard.site import (
+    Form,
     Problem,
     actor_of,
     form_of,
@@ -20,11 +23,15 @@ from postroom.dashboard.site import (
     site_of,
     values_of,
 )
+from postroom.database.audit import Actor
+from postroom.database.connect import Database
+from postroom.errors import PostroomError
+from postroom.queue import bulk
 from postroom.queue.dead_letters import (
     Decided,
     What,
+    count_dead_letters,
     decide,
-    decide_all,
     group_dead_letters,
     list_dead_letters,
 )
@@ -32,6 +39,7 @@ from postroom.queues import QUEUES
 from postroom.wording import count_of
 
 SHOWN_MAX = 100
+ACTIONS_SHOWN = 5
 
 _log = log.get_logger()
 
@@ -49,32 +57,93 @@ async def dead_letters(request: Request) -> Response:
         letters=letters,
         total=total,
         reason=reason,
+        actions=await bulk.read_actions(database, ACTIONS_SHOWN),
         notice=request.query_params.get("notice", "")[:300],
     )
 
 
 @page
 async def decide_letters(request: Request) -> Response:
-    """Retry or discard some, or all of a group."""
+    """Retry or discard one, some or all of a group; more than one are asked about first."""
     form = await form_of(request)
     what = _what(form.get("what", ""))
-    database, reason = site_of(request).room.database, form.get("reason") or None
-    by, note = actor_of(request), form.get("note")
+    database, by, note = site_of(request).room.database, actor_of(request), form.get("note")
     if form.get("all") == "yes":
-        decided = await decide_all(database, QUEUES, what, reason=reason, by=by, note=note)
-    else:
-        ids = [_uuid(value) for value in await values_of(request, "id")]
-        decided = await decide(database, QUEUES, what, ids, by=by, note=note)
+        return await _decide_all(request, form, what)
+    ids = [_uuid(value) for value in await values_of(request, "id")]
+    if not ids:
+        raise Problem(400, "Choose what it is about: no dead letter is chosen.")
+    if len(set(ids)) > 1 and form.get("sure") != "yes":
+        return render(request, "confirm.html", what=what, count=len(set(ids)), ids=ids, group=None)
+    decided = await decide(database, QUEUES, what, ids, by=by, note=note)
     _log.info(
         "dashboard.decided",
         what=what,
         rows=len(decided.done),
         missed=len(decided.missed),
-        reason=reason,
+        reason=None,
         key_id=session_of(request).key_id,
     )
-    query = {"notice": _notice(what, decided)} | ({"reason": reason} if reason else {})
-    return see(f"/dead-letters?{urlencode(query)}")
+    return see(f"/dead-letters?{urlencode({'notice': _notice(what, decided)})}")
+
+
+@page
+async def bulk_action(request: Request) -> Response:
+    """How far an action on a whole group is; the page looks again by itself while it runs."""
+    action = await bulk.read_action(site_of(request).room.database, request.path_params["id"])
+    if action is None:
+        raise Problem(404, "There is no such action: it may be long ago.")
+    return render(request, "bulk_action.html", action=action)
+
+
+@page
+async def steer_bulk_action(request: Request) -> Response:
+    """Stop an action, or go on with one whose process has ended."""
+    form, action_id = await form_of(request), request.path_params["id"]
+    site = site_of(request)
+    if form.get("what") == "stop":
+        await bulk.stop_action(site.room.database, action_id, actor_of(request))
+    elif form.get("what") == "go on":
+        site.work(_run(site.room.database, action_id, actor_of(request)))
+    else:
+        raise Problem(400, "Say what is to be done: stop, or go on.")
+    return see(f"/dead-letters/actions/{action_id}")
+
+
+async def _decide_all(request: Request, form: Form, what: What) -> Response:
+    site, reason = site_of(request), form.get("reason") or None
+    database = site.room.database
+    queues = [queue for queue in QUEUES if form.get("queue", "") in ("", queue.name)]
+    if not queues:
+        raise Problem(400, "There is no such queue.")
+    if form.get("sure") != "yes":
+        group = {
+            "queue": form.get("queue", ""),
+            "reason": reason or "",
+            "asked_at": (await database.fetchval("SELECT clock_timestamp()")).isoformat(),
+            "action": str(uuid4()),
+        }
+        count = await count_dead_letters(database, queues, reason=reason)
+        return render(request, "confirm.html", what=what, count=count, ids=[], group=group)
+    by, asked_at = actor_of(request), _moment(form.get("asked_at", ""))
+    action_id = await bulk.begin(
+        database,
+        queues,
+        what,
+        reason=reason,
+        by=by,
+        note=form.get("note"),
+        asked_at=asked_at,
+        action_id=_uuid(form.get("action", "")),
+    )
+    _log.info("dashboard.decided_all", what=what, reason=reason, key_id=session_of(request).key_id)
+    site.work(_run(database, action_id, by))
+    return see(f"/dead-letters/actions/{action_id}")
+
+
+async def _run(database: Database, action_id: UUID, by: Actor) -> None:
+    with suppress(PostroomError):  # somebody works on it: its page says how far it is
+        await bulk.run(database, action_id, by, patient=True)
 
 
 def _what(text: str) -> What:
@@ -97,3 +166,11 @@ def _uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise Problem(400, "That is no id of a dead letter.") from None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Problem(400, "That form is not complete: go back and ask again.") from None
+    return moment.astimezone()

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from postroom.dashboard.site import ROOT, Problem, page, render, site_of
 from postroom.queue.dead_letters import read_row
-from postroom.queue.explain import explain
+from postroom.queue.explain import KEPT_MAX, explain
 from postroom.queue.search import STATES, InvalidCursor, list_rows
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES, WEBHOOKS
@@ -87,6 +87,8 @@ async def message(request: Request) -> Response:
         kind=kind,
         row=row,
         explained=explained,
+        kept_max=KEPT_MAX,
+        replaces=_replaces(row.get("metadata")) if kind.queue is EMAILS else None,
         payload=_pretty(row.get("payload")),
         headers=_pretty(row.get("headers")),
         metadata=_pretty(row.get("metadata")),
@@ -116,6 +118,11 @@ async def _body(request: Request, message_id: UUID) -> str | None:
         "SELECT request.body FROM postroom.webhook_requests AS request WHERE request.id = $1", message_id
     )
     return None if body is None else body.decode("utf-8", "replace")
+
+
+def _replaces(metadata: Any) -> UUID | None:
+    """The e-mail in whose place this one goes out."""
+    return _uuid(str(metadata.get("replaces"))) if isinstance(metadata, dict) else None
 
 
 def _states(kind: Kind) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from starlette.routing import Route
 
 from postroom.dashboard.assets import asset
 from postroom.dashboard.audit import audit
-from postroom.dashboard.dead_letters import dead_letters, decide_letters
+from postroom.dashboard.dead_letters import bulk_action, dead_letters, decide_letters, steer_bulk_action
+from postroom.dashboard.edit import edit, send_edited
 from postroom.dashboard.login import login, logout
 from postroom.dashboard.messages import mail, message, messages
 from postroom.dashboard.operations import cron, settings
@@ -22,6 +23,10 @@ ROUTES = [
     Route(f"{ROOT}/static/{{name}}", asset),
     Route(f"{ROOT}/dead-letters", dead_letters),
     Route(f"{ROOT}/dead-letters/decide", decide_letters, methods=["POST"]),
+    Route(f"{ROOT}/dead-letters/actions/{{id:uuid}}", bulk_action),
+    Route(f"{ROOT}/dead-letters/actions/{{id:uuid}}", steer_bulk_action, methods=["POST"]),
+    Route(f"{ROOT}/emails/{{id:uuid}}/edit", edit),
+    Route(f"{ROOT}/emails/{{id:uuid}}/edit", send_edited, methods=["POST"]),
     Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
     Route(f"{ROOT}/cron", cron, methods=["GET", "POST"]),
     Route(f"{ROOT}/audit", audit),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from time import time
@@ -61,6 +61,7 @@ class Site:
         self.keys = keys
         self.throttle = Throttle()
         self.tasks: set[asyncio.Task[str]] = set()  # what goes on after its page was answered
+        self._working: set[asyncio.Task[None]] = set()
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("postroom.dashboard"),
             autoescape=True,
@@ -78,6 +79,24 @@ class Site:
             "commands": _commands,
         }
         self._templates.globals |= {"root": ROOT, "version": VERSION, "count_of": wording.count_of}
+
+    def work(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that goes on when its page is answered; it ends with the process, or with its room."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._ended)
+
+    async def close(self) -> None:
+        """Break off what still goes on."""
+        working = list(self._working)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("dashboard.work_failed", error=type(error).__name__)
 
     def draw(self, template: str, session: Session | None, facts: Mapping[str, Any]) -> str:
         """A page as HTML."""

@@ -29,6 +29,7 @@ def app(room: Room) -> Starlette:
         room: Whose queue the doors lead to.
     """
     doors = Doors(room)
+    site = Site(room, doors.keyring)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -36,6 +37,7 @@ def app(room: Room) -> Starlette:
         try:
             yield
         finally:
+            await site.close()
             await doors.close()
 
     middleware = [Middleware(Outside), Middleware(Cors), Middleware(webhooks.Door, doors)]
@@ -59,5 +61,5 @@ def app(room: Room) -> Starlette:
     )
     made.router.redirect_slashes = False
     made.state.doors = doors
-    made.state.site = Site(room, doors.keyring)
+    made.state.site = site
     return made

@@ -27,6 +27,9 @@ GROUPED_MAX = 10_000
 """Dead letters of a queue beyond this many, the older ones, are not grouped."""
 
 _DEADLINE_S = 60.0
+_OF_GROUP = (
+    "item.status = 'dead_letter' AND postroom.dead_letter_is($1::text, item.dead_reason, item.last_error)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,12 @@ async def list_dead_letters(
     The newest dead letters of these queues, and how many there are in all.
 
     Args:
-        reason: One of REASONS, or a part of the last error in any case; None takes all.
+        reason: One of REASONS, `none` (an old caller gave it up), or a part of the last error in any case;
+            None takes all.
     """
     found: list[DeadLetter] = []
     total = 0
     for queue in queues:
-        where = _where(reason)
         about = ", ".join(f"item.{column}" for column in queue.about)
         rows = await database.fetch(
             f"""
@@ -78,7 +81,7 @@ async def list_dead_letters(
                 item.id, item.dead_reason, item.last_error, COALESCE(item.attempts, 0) AS attempts,
                 item.failed_at, item.created_at, {about}
             FROM {queue.table} AS item
-            WHERE {where}
+            WHERE {_OF_GROUP}
             ORDER BY item.failed_at DESC NULLS LAST, item.id
             LIMIT $2
             """,  # noqa: S608 - names of ours
@@ -86,14 +89,22 @@ async def list_dead_letters(
             limit,
             deadline_s=_DEADLINE_S,
         )
-        total += await database.fetchval(
-            f"SELECT count(*) FROM {queue.table} AS item WHERE {where}",  # noqa: S608 - names of ours
-            reason,
-            deadline_s=_DEADLINE_S,
-        )
+        total += await count_dead_letters(database, [queue], reason=reason)
         found += [_dead_letter(queue, row) for row in rows]
     found.sort(key=lambda letter: letter.failed_at.timestamp() if letter.failed_at else 0, reverse=True)
     return found[:limit], total
+
+
+async def count_dead_letters(database: Database, queues: Sequence[QueueTable], *, reason: str | None) -> int:
+    """How many there are; see list_dead_letters."""
+    total = 0
+    for queue in queues:
+        total += await database.fetchval(
+            f"SELECT count(*) FROM {queue.table} AS item WHERE {_OF_GROUP}",  # noqa: S608 - names of ours
+            reason,
+            deadline_s=_DEADLINE_S,
+        )
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +211,7 @@ async def decide(
         note: What that person says to it.
         report: Takes how many are done so far.
     """
-    decision = _Decision(what, by, note, None)
+    decision = _Decision(what, by, note)
     wanted = list(dict.fromkeys(ids))
     done: list[UUID] = []
     refused: dict[UUID, str] = {}
@@ -217,39 +228,11 @@ async def decide(
     return Decided(done, {**missed, **refused})
 
 
-async def decide_all(
-    database: Database,
-    queues: Sequence[QueueTable],
-    what: What,
-    *,
-    reason: str | None,
-    by: Actor,
-    note: str | None = None,
-    report: Callable[[int], None] = lambda _done: None,
-) -> Decided:
-    """
-    Retry or discard all dead letters that there are now, or those with a reason (see list_dead_letters).
-
-    One that dies again meanwhile is not taken twice: they are gone through by id. For the rest, see decide.
-    """
-    decision = _Decision(what, by, note, reason)
-    done: list[UUID] = []
-    refused: dict[UUID, str] = {}
-    for queue in queues:
-        last = UUID(int=0)
-        while ids := await _next_ids(database, queue, reason, last):
-            done += await _decide_batch(database, queue, decision, ids, refused)
-            report(len(done))
-            last = ids[-1]
-    return Decided(done, refused)
-
-
 @dataclass(frozen=True, slots=True)
 class _Decision:
     what: What
     by: Actor
     note: str | None
-    reason: str | None
 
 
 def _readable(text: str) -> Any:
@@ -260,32 +243,6 @@ def _readable(text: str) -> Any:
     except orjson.JSONEncodeError:
         return text
     return value
-
-
-def _where(reason: str | None) -> str:
-    """The condition; its parameter is $1, whatever it is."""
-    if reason is None:
-        return "item.status = 'dead_letter' AND $1::text IS NULL"
-    if reason in REASONS:
-        return "item.status = 'dead_letter' AND item.dead_reason = $1"
-    return "item.status = 'dead_letter' AND position(lower($1) IN lower(item.last_error)) > 0"
-
-
-async def _next_ids(database: Database, queue: QueueTable, reason: str | None, last: UUID) -> list[UUID]:
-    rows = await database.fetch(
-        f"""
-        SELECT item.id
-        FROM {queue.table} AS item
-        WHERE {_where(reason)} AND item.id > $2
-        ORDER BY item.id
-        LIMIT $3
-        """,  # noqa: S608 - names of ours
-        reason,
-        last,
-        BATCH_ROWS,
-        deadline_s=_DEADLINE_S,
-    )
-    return [row["id"] for row in rows]
 
 
 async def _decide_batch(
@@ -317,11 +274,14 @@ async def _carry_out(
     function = queue.retry if decision.what == "retry" else queue.discard
     action: Action = "dead_letter.retry" if decision.what == "retry" else "dead_letter.discard"
     async with database.transaction(deadline_s=_DEADLINE_S) as connection:
-        rows = await connection.fetch(f"SELECT {function}($1) AS id", list(ids), timeout=_DEADLINE_S)
+        said = [decision.by.name] if decision.what == "retry" else [decision.by.name, decision.note]
+        places = "$1, $2" if decision.what == "retry" else "$1, $2, $3"
+        rows = await connection.fetch(
+            f"SELECT {function}({places}) AS id", list(ids), *said, timeout=_DEADLINE_S
+        )
         done = [row["id"] for row in rows]
         if done:
             about = {"queue": queue.name, "count": len(done), "ids": done}
-            about |= {"reason": decision.reason} if decision.reason else {}
             await record(connection, decision.by, action, about, decision.note)
     return done
 

@@ -20,16 +20,38 @@ LEFT_ALONE_S = 2.0
 BEFORE_MAX = 10_000
 """Rows that stand before this one are counted up to here."""
 
+KEPT_MAX = 20
+"""Entries of a row's attempt_log; what was before them is no longer known."""
+
+DECISIONS = ("retried", "discarded", "replaced", "replayed")
+"""Outcomes of a row's attempt_log that are no attempts: what a person did."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One entry of a row's attempt_log; old callers' and crashed ones lack some of it."""
+    """
+    One entry of a row's attempt_log; old callers' and crashed ones lack some of it.
+
+    Attributes:
+        outcome: How the attempt ended; or one of DECISIONS, what a person did.
+        reply: What the other side said; the person's note.
+        by: The person.
+        by_email: The e-mail that replaces it.
+    """
 
     at: datetime | None
     outcome: str
     reply: str | None
     ms: int | None
     worker: str | None
+    transport: str | None = None
+    by: str | None = None
+    by_email: str | None = None
+
+    @property
+    def is_decision(self) -> bool:
+        """Whether a person did it, so that it is no attempt."""
+        return self.outcome in DECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +153,9 @@ def why(queue: QueueTable, row: Mapping[str, Any], house: House) -> Why:
     if status == queue.done:
         return _done(queue, row)
     if status == "dead_letter":
-        return _dead_letter(row)
+        return _dead_letter(queue, row)
     if status == "failed":
-        return Why(
-            "failed", [f"It was given up {_at(row['failed_at'], row)}, by a person or by an old caller."]
-        )
+        return _given_up(row)
     return Why(
         "unknown_status",
         [f"Nobody touches it: its status {status!r} is none of postroom's. UPDATE it to 'pending'."],
@@ -253,7 +273,7 @@ def _done(queue: QueueTable, row: Mapping[str, Any]) -> Why:
     return Why(queue.done, lines)
 
 
-def _dead_letter(row: Mapping[str, Any]) -> Why:
+def _dead_letter(queue: QueueTable, row: Mapping[str, Any]) -> Why:
     cause = _CAUSES.get(row["dead_reason"], "an old caller gave it up")
     cause = cause.format(attempts=count_of(row["attempts"], "attempt"))
     lines = [f"It has been a dead letter since {_at(row['failed_at'], row, '')}: {cause}."]
@@ -263,8 +283,21 @@ def _dead_letter(row: Mapping[str, Any]) -> Why:
         lines.append("It may have gone out all the same; another attempt would have the same ids.")
     command = "postroom dead-letters"
     lines.append(f"Retry it when the cause is gone: {command} retry {row['id']}")
+    if queue.can_be_edited:
+        lines.append(f"Or mend it, which makes another one: {command} edit {row['id']} --to ADDRESS")
     lines.append(f"Or give it up: {command} discard {row['id']}")
     return Why("dead_letter", lines)
+
+
+def _given_up(row: Mapping[str, Any]) -> Why:
+    at = _at(row["failed_at"], row)
+    last = next(reversed(attempts_of(_json(row["attempt_log"]))), None)
+    by = f" by {last.by}" if last is not None and last.by else ""
+    if last is not None and last.outcome == "replaced":
+        return Why("failed", [f"It was edited{by} {at}: e-mail {last.by_email} goes out in its place."])
+    if last is not None and last.outcome == "discarded":
+        return Why("failed", [f"It was discarded{by} {at}{f': {last.reply}' if last.reply else '.'}"])
+    return Why("failed", [f"It was given up {at}, by a person or by an old caller."])
 
 
 _CAUSES = {
@@ -386,11 +419,18 @@ def _attempt(entry: Mapping[str, Any]) -> Attempt:
         at = datetime.fromisoformat(str(entry.get("at")))
     except ValueError:
         at = None
-    reply, worker = entry.get("reply"), entry.get("worker") or entry.get("transport")
+    worker, transport = entry.get("worker"), entry.get("transport")
     return Attempt(
         at=at,
         outcome=str(entry.get("outcome") or ""),
-        reply=None if reply is None else str(reply),
+        reply=_text(entry.get("reply")),
         ms=entry["ms"] if isinstance(entry.get("ms"), int) else None,
-        worker=None if worker is None else str(worker),
+        worker=_text(worker or transport),
+        transport=_text(transport),
+        by=_text(entry.get("by")),
+        by_email=_text(entry.get("by_email")),
     )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

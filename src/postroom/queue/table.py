@@ -24,6 +24,7 @@ class QueueTable:
         programs: SQL for the programs whose workers alone take the row `item`, an array; NULL where any does.
         behind: SQL for the row that `item` must wait for, as {"id", "status"}; NULL where there is none.
         retry, discard: The functions that act on dead letters.
+        can_be_edited: Whether a dead letter may be mended, which makes another row.
     """
 
     name: str
@@ -40,3 +41,4 @@ class QueueTable:
     limit_key: str | None = None
     programs: str = "NULL::text[]"
     behind: str = "NULL::jsonb"
+    can_be_edited: bool = False

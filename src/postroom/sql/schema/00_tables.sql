@@ -446,6 +446,33 @@ CREATE TABLE postroom.alerts (
     CONSTRAINT alerts_over CHECK (over_at IS NULL OR fired_at IS NOT NULL)
 );
 
+-- What a person does to all dead letters of a group, and how far it came: any process goes on from there (54_bulk_actions.sql).
+CREATE TABLE postroom.bulk_actions (
+    id           uuid PRIMARY KEY,
+    action       text NOT NULL CHECK (action IN ('retry', 'discard')),
+    queue        text CHECK (queue IN ('email', 'webhook')),   -- NULL: both, one after the other
+    reason       text,                     -- as dead_letter_is takes it; NULL: all
+    note         text,
+    begun_by     text NOT NULL,
+    begun_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    asked_at     timestamptz NOT NULL,     -- what has died since was not asked about, and is left alone
+    total        integer NOT NULL,         -- as it was counted then
+
+    -- What stands before this place is done: by failed_at, then those of an old caller's that have none.
+    place_queue  text NOT NULL,
+    place_at     timestamptz,              -- NULL: among those that have none
+    place_id     uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    done         integer NOT NULL DEFAULT 0,
+    refused      integer NOT NULL DEFAULT 0,
+    why          text,                     -- the first one's error
+
+    runner       uuid,                     -- who works on it, for as long as its lease lasts
+    leased_until timestamptz NOT NULL,
+    ended_at     timestamptz,
+    stopped_by   text,                     -- NULL: it came to its end
+    CONSTRAINT bulk_actions_end CHECK (stopped_by IS NULL OR ended_at IS NOT NULL)
+);
+
 -- What happened, as the statements that settled it counted it: a row a batch and kind, written in their own
 -- transaction, so that these figures and the rows agree whatever crashes. No key and no index: workers that write
 -- here never meet. merge_tallies moves it into the next two within seconds.

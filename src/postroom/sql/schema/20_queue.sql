@@ -233,6 +233,17 @@ AS $$
     END;
 $$;
 
+-- decision: what a person did to a row, as an entry of its attempt_log: its whole life is in one place.
+CREATE OR REPLACE FUNCTION postroom.decision(p_outcome text, p_by text, p_note text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    SELECT jsonb_strip_nulls(jsonb_build_object(
+        'at', clock_timestamp(), 'outcome', p_outcome, 'by', p_by, 'reply', NULLIF(p_note, '')
+    ));
+$$;
+
 -- begun_by: whether the worker's own row says that this lease's attempt has begun.
 CREATE OR REPLACE FUNCTION postroom.begun_by(p_worker uuid, p_id uuid, p_lease_no bigint)
 RETURNS boolean

@@ -985,16 +985,20 @@ END;
 $$;
 
 -- retry_dead_emails: dead letters get all their attempts again; returns the ids that changed.
-CREATE OR REPLACE FUNCTION postroom.retry_dead_emails(p_ids uuid[])
+DROP FUNCTION IF EXISTS postroom.retry_dead_emails(uuid[]);
+CREATE OR REPLACE FUNCTION postroom.retry_dead_emails(p_ids uuid[], p_by text DEFAULT NULL)
 RETURNS SETOF uuid
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_entry jsonb := postroom.decision('retried', p_by);
 BEGIN
     RETURN QUERY
     UPDATE public.email_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
-        waits_for = NULL, planned_under = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp()
+        waits_for = NULL, planned_under = NULL, dead_reason = NULL, failed_at = NULL, updated_at = clock_timestamp(),
+        attempt_log = postroom.log_attempt(email_queue.attempt_log, v_entry)
     WHERE email_queue.id IN (
         SELECT chosen.id
         FROM public.email_queue AS chosen
@@ -1008,14 +1012,22 @@ END;
 $$;
 
 -- discard_dead_emails: a person has decided that they will not go out; returns the ids that changed.
-CREATE OR REPLACE FUNCTION postroom.discard_dead_emails(p_ids uuid[])
+DROP FUNCTION IF EXISTS postroom.discard_dead_emails(uuid[]);
+CREATE OR REPLACE FUNCTION postroom.discard_dead_emails(
+    p_ids uuid[], p_by text DEFAULT NULL, p_note text DEFAULT NULL
+)
 RETURNS SETOF uuid
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_entry jsonb := postroom.decision('discarded', p_by, p_note);
+BEGIN
+    RETURN QUERY
     UPDATE public.email_queue
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
-        dead_reason = COALESCE(email_queue.dead_reason, 'discarded')  -- an old caller's failed rows have none
+        dead_reason = COALESCE(email_queue.dead_reason, 'discarded'),  -- an old caller's failed rows have none
+        attempt_log = postroom.log_attempt(email_queue.attempt_log, v_entry)
     WHERE email_queue.id IN (
         SELECT chosen.id
         FROM public.email_queue AS chosen
@@ -1024,4 +1036,50 @@ AS $$
         FOR NO KEY UPDATE
     )
     RETURNING email_queue.id;
+END;
+$$;
+
+-- replace_dead_email: a dead letter goes out anew as another e-mail, with what a person has mended in it: NULL keeps what
+-- was there, an empty p_text has the plain part made from the HTML. The new one names the old one in metadata.replaces, the
+-- old one is given up and names the new one in its attempt_log. All else is kept but the idempotency key, which stays the
+-- old one's, its time, and its number of attempts.
+--
+-- Of two that mend the same one the second waits for the first, and finds no dead letter any more: PR002.
+CREATE OR REPLACE FUNCTION postroom.replace_dead_email(
+    p_id uuid, p_to text, p_subject text, p_html text, p_text text, p_by text DEFAULT NULL
+)
+RETURNS uuid
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_old public.email_queue;
+    v_new uuid;
+BEGIN
+    SELECT email.* INTO v_old FROM public.email_queue AS email WHERE email.id = p_id FOR NO KEY UPDATE;
+    IF v_old.status IS DISTINCT FROM 'dead_letter' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PR002',
+            MESSAGE = format('e-mail %s is no dead letter: %s', p_id, COALESCE(v_old.status, 'there is none'));
+    END IF;
+    v_new := public.enqueue_email(
+        COALESCE(p_to, v_old.to_email), COALESCE(p_subject, v_old.subject), COALESCE(p_html, v_old.html),
+        from_email => v_old.from_email,
+        reply_to => v_old.reply_to,
+        email_type => v_old.email_type,
+        metadata => CASE jsonb_typeof(v_old.metadata) WHEN 'object' THEN v_old.metadata ELSE '{}' END
+            || jsonb_build_object('replaces', p_id),
+        priority => v_old.priority,
+        text => NULLIF(COALESCE(p_text, v_old.text), ''),
+        headers => CASE WHEN v_old.headers <> 'null' THEN v_old.headers END
+    );
+    UPDATE public.email_queue
+    SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
+        dead_reason = COALESCE(email_queue.dead_reason, 'discarded'),
+        attempt_log = postroom.log_attempt(
+            email_queue.attempt_log, postroom.decision('replaced', p_by) || jsonb_build_object('by_email', v_new)
+        )
+    WHERE email_queue.id = p_id;
+    RETURN v_new;
+END;
 $$;

@@ -685,16 +685,20 @@ AS $$
 $$;
 
 -- retry_dead_webhooks: dead letters get all their attempts again; returns the ids that changed.
-CREATE OR REPLACE FUNCTION postroom.retry_dead_webhooks(p_ids uuid[])
+DROP FUNCTION IF EXISTS postroom.retry_dead_webhooks(uuid[]);
+CREATE OR REPLACE FUNCTION postroom.retry_dead_webhooks(p_ids uuid[], p_by text DEFAULT NULL)
 RETURNS SETOF uuid
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_entry jsonb := postroom.decision('retried', p_by);
 BEGIN
     RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL,
-        waits_for = NULL, dead_reason = NULL, failed_at = NULL, handlers_stopped = '{}', updated_at = clock_timestamp()
+        waits_for = NULL, dead_reason = NULL, failed_at = NULL, handlers_stopped = '{}', updated_at = clock_timestamp(),
+        attempt_log = postroom.log_attempt(webhook_retry_queue.attempt_log, v_entry)
     WHERE webhook_retry_queue.id IN (
         SELECT chosen.id
         FROM public.webhook_retry_queue AS chosen
@@ -708,14 +712,22 @@ END;
 $$;
 
 -- discard_dead_webhooks: a person has decided against them; returns the ids that changed.
-CREATE OR REPLACE FUNCTION postroom.discard_dead_webhooks(p_ids uuid[])
+DROP FUNCTION IF EXISTS postroom.discard_dead_webhooks(uuid[]);
+CREATE OR REPLACE FUNCTION postroom.discard_dead_webhooks(
+    p_ids uuid[], p_by text DEFAULT NULL, p_note text DEFAULT NULL
+)
 RETURNS SETOF uuid
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_entry jsonb := postroom.decision('discarded', p_by, p_note);
+BEGIN
+    RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
-        dead_reason = COALESCE(webhook_retry_queue.dead_reason, 'discarded')  -- an old caller's failed rows have none
+        dead_reason = COALESCE(webhook_retry_queue.dead_reason, 'discarded'),  -- an old caller's failed rows have none
+        attempt_log = postroom.log_attempt(webhook_retry_queue.attempt_log, v_entry)
     WHERE webhook_retry_queue.id IN (
         SELECT chosen.id
         FROM public.webhook_retry_queue AS chosen
@@ -724,6 +736,7 @@ AS $$
         FOR NO KEY UPDATE
     )
     RETURNING webhook_retry_queue.id;
+END;
 $$;
 
 -- settle_refused_webhooks: tries again to write the outcomes that a row's own trigger refused.
@@ -1019,19 +1032,25 @@ BEGIN
 END;
 $$;
 
--- replay_webhooks: runs handlers again that have not been done; with p_handler also that one.
-CREATE OR REPLACE FUNCTION postroom.replay_webhooks(p_ids uuid[], p_handler text)
+-- replay_webhooks: runs handlers again that have not been done; with p_handler also that one, with p_all all of them.
+DROP FUNCTION IF EXISTS postroom.replay_webhooks(uuid[], text);
+CREATE OR REPLACE FUNCTION postroom.replay_webhooks(
+    p_ids uuid[], p_handler text, p_all boolean DEFAULT false, p_by text DEFAULT NULL
+)
 RETURNS SETOF uuid
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
+DECLARE
+    v_entry jsonb := postroom.decision('replayed', p_by, CASE WHEN p_all THEN 'all handlers' ELSE p_handler END);
 BEGIN
     RETURN QUERY
     UPDATE public.webhook_retry_queue
     SET status = 'pending', attempts = 0, crashes = 0, due_at = clock_timestamp(), next_retry_at = NULL, waits_for = NULL,
         dead_reason = NULL, failed_at = NULL, processed_at = NULL, updated_at = clock_timestamp(),
         handlers_stopped = '{}',
-        handlers_done = array_remove(webhook_retry_queue.handlers_done, p_handler),
+        handlers_done = CASE WHEN p_all THEN '{}' ELSE array_remove(webhook_retry_queue.handlers_done, p_handler) END,
+        attempt_log = postroom.log_attempt(webhook_retry_queue.attempt_log, v_entry),
         metadata = CASE jsonb_typeof(webhook_retry_queue.metadata)
             WHEN 'object' THEN webhook_retry_queue.metadata - 'unhandled' ELSE webhook_retry_queue.metadata
         END

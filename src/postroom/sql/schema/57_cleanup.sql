@@ -219,7 +219,7 @@ BEGIN
 END;
 $$;
 
--- cleanup_house: what is small: workers that died, leases of the upgrade that have ended.
+-- cleanup_house: what is small: workers that died, leases of the upgrade that have ended, actions on many dead letters.
 CREATE OR REPLACE FUNCTION postroom.cleanup_house()
 RETURNS void
 LANGUAGE plpgsql
@@ -228,6 +228,7 @@ AS $$
 BEGIN
     PERFORM postroom.forget_dead_workers();
     DELETE FROM postroom.old_leases WHERE old_leases.ends_at < clock_timestamp() - interval '1 day';
+    DELETE FROM postroom.bulk_actions WHERE GREATEST(bulk_actions.ended_at, bulk_actions.leased_until) < clock_timestamp() - interval '30 days';
 END;
 $$;
 
