@@ -269,3 +269,33 @@ async def test_what_is_not_there_is_said_on_a_page(visitor: Visitor) -> None:
         assert "To the overview" in await visitor.page(path, 404)
     for cursor in ("x", "[]", "[9,%22x%22]", "[0,1,2]", "%7B%7D", "[0,%22x%22,%22y%22]"):
         await visitor.page(f"/emails?after={cursor}", 400)
+
+
+async def test_an_event_is_replayed_to_one_handler_and_the_others_that_are_done_stay_done(
+    visitor: Visitor,
+) -> None:
+    """By a button of the event's page; who asks stands in its history and in the audit trail."""
+    database = visitor.served.room.database
+    await database.execute(
+        "INSERT INTO postroom.handlers (app, source, name, events) "
+        "VALUES ('shop:room', 's', 'ship', '{*}'), ('shop:room', 's', 'bill', '{*}')"
+    )
+    event_id = await database.fetchval(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, event_type, payload, status, handlers_done)
+        VALUES ('s', 'paid', '{}', 'processed', '{ship,bill}') RETURNING id
+        """
+    )
+    assert "ship: done" in await visitor.page(f"/webhooks/{event_id}")
+    unknown = await visitor.submit(f"/webhooks/{event_id}/replay", handler="nobody")
+    assert unknown.status_code == 400
+    await visitor.submit(f"/webhooks/{event_id}/replay", handler="ship")
+    row = await database.fetchrow("SELECT status, handlers_done FROM webhook_retry_queue")
+    assert row is not None
+    assert tuple(row) == ("pending", ["bill"])
+    page = await visitor.page(f"/webhooks/{event_id}")
+    assert "ship: not done" in page
+    assert "<b>replayed</b>" in page
+    assert await database.fetchval("SELECT about ->> 'handler' FROM postroom.audit") == "ship"
+    again = await visitor.submit(f"/webhooks/{event_id}/replay", handler="ship")
+    assert "It is pending: only an event that has ended" in again.text

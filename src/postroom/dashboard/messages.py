@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from postroom.dashboard.site import ROOT, Problem, page, render, site_of
+from postroom.dashboard.site import ROOT, Problem, actor_of, form_of, page, render, see, site_of
 from postroom.queue.dead_letters import read_row
 from postroom.queue.explain import KEPT_MAX, explain
 from postroom.queue.search import STATES, InvalidCursor, list_rows
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES, WEBHOOKS
+from postroom.webhooks.replay import handlers_of, replay_event
 
 TEXT_CHARACTERS_MAX = 200
 
@@ -92,8 +94,28 @@ async def message(request: Request) -> Response:
         payload=_pretty(row.get("payload")),
         headers=_pretty(row.get("headers")),
         metadata=_pretty(row.get("metadata")),
+        handlers=await _handlers(request, row) if kind.queue is WEBHOOKS else [],
+        notice=request.query_params.get("notice", "")[:300],
         body=await _body(request, message_id) if kind.queue is WEBHOOKS else None,
     )
+
+
+@page
+async def replay(request: Request) -> Response:
+    """Run an event's handlers that were missed; with `handler` also that one."""
+    room, event_id = site_of(request).room, request.path_params["id"]
+    handler = (await form_of(request)).get("handler") or None
+    row = await read_row(room.database, WEBHOOKS, event_id)
+    if row is None:
+        raise Problem(404, "There is no such event.")
+    known = {one.name for one in await handlers_of(room.database, room.sources, row["webhook_type"])}
+    if handler is not None and handler not in known:
+        raise Problem(400, f"{row['webhook_type']} has no handler {handler[:80]!r}.")
+    if not await replay_event(room.database, event_id, handler, actor_of(request)):
+        raise Problem(
+            400, f"It is {row['status']}: only an event that has ended, with its body, is replayed."
+        )
+    return see(f"/webhooks/{event_id}?{urlencode({'notice': 'It is handled again.'})}")
 
 
 @page
@@ -118,6 +140,18 @@ async def _body(request: Request, message_id: UUID) -> str | None:
         "SELECT request.body FROM postroom.webhook_requests AS request WHERE request.id = $1", message_id
     )
     return None if body is None else body.decode("utf-8", "replace")
+
+
+async def _handlers(request: Request, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The handlers that want an event, and those that were done with it: name and state."""
+    room, done, stopped = site_of(request).room, row["handlers_done"] or [], row["handlers_stopped"] or []
+    known = await handlers_of(room.database, room.sources, row["webhook_type"])
+    states = {one.name: "not done" for one in known if one.wants(row["event_type"])}
+    states |= dict.fromkeys(stopped, "wants it no more") | dict.fromkeys(done, "done")
+    return [
+        (name, state if name in {one.name for one in known} else f"{state}, and gone")
+        for name, state in states.items()
+    ]
 
 
 def _replaces(metadata: Any) -> UUID | None:

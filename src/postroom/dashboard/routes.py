@@ -9,7 +9,7 @@ from postroom.dashboard.audit import audit
 from postroom.dashboard.dead_letters import bulk_action, dead_letters, decide_letters, steer_bulk_action
 from postroom.dashboard.edit import edit, send_edited
 from postroom.dashboard.login import login, logout
-from postroom.dashboard.messages import mail, message, messages
+from postroom.dashboard.messages import mail, message, messages, replay
 from postroom.dashboard.operations import cron, settings
 from postroom.dashboard.overview import flow, live, overview
 from postroom.dashboard.site import ROOT
@@ -30,6 +30,7 @@ ROUTES = [
     Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
     Route(f"{ROOT}/cron", cron, methods=["GET", "POST"]),
     Route(f"{ROOT}/audit", audit),
+    Route(f"{ROOT}/webhooks/{{id:uuid}}/replay", replay, methods=["POST"]),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
     Route(f"{ROOT}/{{kind}}", messages),

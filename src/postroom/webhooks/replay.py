@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from postroom.database.audit import Actor, record
 from postroom.database.connect import Database
 from postroom.errors import ConfigError
 from postroom.webhooks.source import Handler, Source
@@ -115,13 +117,11 @@ async def select_events(
         UnknownHandler: The source has none of this name.
         ConfigError: The source has no handler at all.
     """
-    rows = await database.fetch("SELECT source, name, events FROM postroom.handlers ORDER BY source, name")
+    rows = await database.fetch(_OF_PROGRAMS)
     if name not in sources and not any(row["source"] == name for row in rows):
         known = ", ".join(dict.fromkeys((*sources, *(row["source"] for row in rows))))
         raise UnknownSource(f"there is no source {name!r}; sources: {known or 'none'}")
-    written = sources[name].handlers if name in sources else ()
-    of_programs = [Handler(row["name"], tuple(row["events"])) for row in rows if row["source"] == name]
-    handlers = (*written, *of_programs)
+    handlers = _handlers(sources, rows, name)
     if not handlers:
         raise ConfigError(
             f"source {name} has no handler: write one into postroom.toml, or start its worker --app"
@@ -131,6 +131,31 @@ async def select_events(
         raise UnknownHandler(f"source {name} has no handler {handler!r}; handlers: {', '.join(names)}")
     now: datetime = await database.fetchval("SELECT clock_timestamp()")
     return Selection(name, since, until or now, handler, handlers)
+
+
+async def handlers_of(database: Database, sources: dict[str, Source], name: str) -> tuple[Handler, ...]:
+    """The handlers that a source has, of postroom.toml and of programs."""
+    return _handlers(sources, await database.fetch(_OF_PROGRAMS), name)
+
+
+async def replay_event(database: Database, event_id: UUID, handler: str | None, by: Actor) -> bool:
+    """
+    Run the handlers that an event has missed, and one of them that is done.
+
+    Returns:
+        False where the event is neither processed nor a dead letter, or its body was emptied.
+    """
+    async with database.transaction() as connection:
+        rows = await connection.fetch(
+            "SELECT postroom.replay_webhooks(ARRAY[$1::uuid], $2, p_by => $3) AS id",
+            event_id,
+            handler,
+            by.name,
+        )
+        if rows:
+            about = {"id": str(event_id)} | ({"handler": handler} if handler else {})
+            await record(connection, by, "webhook.replay", about)
+    return bool(rows)
 
 
 async def preview(database: Database, selection: Selection, limit: int) -> tuple[list[Chosen], int]:
@@ -228,6 +253,15 @@ async def _replay_batch(
         count += done
         errors += refused
     return count, errors
+
+
+_OF_PROGRAMS = "SELECT source, name, events FROM postroom.handlers ORDER BY source, name"
+
+
+def _handlers(sources: dict[str, Source], rows: Sequence[Any], name: str) -> tuple[Handler, ...]:
+    written = sources[name].handlers if name in sources else ()
+    of_programs = [Handler(row["name"], tuple(row["events"])) for row in rows if row["source"] == name]
+    return (*written, *of_programs)
 
 
 def _arguments(selection: Selection) -> tuple[object, ...]:
