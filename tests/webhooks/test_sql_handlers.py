@@ -78,7 +78,7 @@ async def test_events_share_a_statement_and_not_a_transaction(database_url: str)
         await keep(shop)
         ended = await drain(shop)
         counts = await shop.room.database.fetchrow(
-            "SELECT count(DISTINCT (began, pid)), count(DISTINCT xid), count(DISTINCT at) FROM calls"
+            "SELECT count(DISTINCT (began, pid)), count(DISTINCT xid), count(DISTINCT (at, pid)) FROM calls"
         )
     assert ended.done == EVENTS
     assert counts is not None
