@@ -1,4 +1,5 @@
-// Charts, and what keeps the parts that are asked for again in place: all else works without scripts.
+// Charts, what keeps the parts that are asked for again in place, and the keyboard\'s way to what scrolls sideways: all
+// else works without scripts.
 (() => {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const clock = (at) => new Date(at * 1000).toTimeString().slice(0, 5);
@@ -34,8 +35,19 @@
     if (said && verdict && said.textContent !== verdict.textContent) said.textContent = verdict.textContent;
   }
 
-  document.addEventListener("DOMContentLoaded", () => { drawAll(); say(); });
-  window.addEventListener("resize", drawAll);
+  function reachAll() {
+    for (const box of boxes(".wide")) {
+      const scrolls = box.scrollWidth > box.clientWidth;
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", "Table, scrolls sideways"]]) {
+        if (scrolls) box.setAttribute(name, value);
+        else box.removeAttribute(name);
+      }
+    }
+  }
+
+  document.addEventListener("DOMContentLoaded", () => { drawAll(); reachAll(); say(); });
+  document.addEventListener("htmx:afterSettle", reachAll);
+  window.addEventListener("resize", () => { drawAll(); reachAll(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
   // Nobody looks at a hidden tab: it asks for nothing, and at once when it is seen again.

@@ -1,0 +1,57 @@
+"""Every page that the dashboard's routes have, with an address at which it can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from starlette.routing import Route
+
+from postroom.dashboard.routes import ROUTES
+from postroom.dashboard.site import ROOT
+from tests.browser.seed import Seeded
+
+ALSO = (
+    "/emails?state=waiting",
+    "/emails?state=dead_letter",
+    "/emails?q=nothing+like+it",
+    "/webhooks?state=in_flight",
+    "/dead-letters?reason=permanent",
+    "/emails/00000000-0000-0000-0000-000000000001",
+)
+"""Pages that look different at another address of their route: other columns, nothing found, a 404."""
+
+OF_A_KIND = {
+    "{kind}": ("/emails", "/webhooks"),
+    "{kind}/{id:uuid}": ("/emails/{sent}", "/emails/{waiting}", "/emails/{dead}", "/webhooks/{dead_event}"),
+    "emails/{id:uuid}/html": (),  # a stranger's mail, in its frame: it is not ours to judge
+    "static/{name}": (),
+}
+"""What stands for a route that has parameters."""
+
+
+def addresses() -> Iterator[str]:
+    """
+    The addresses below the dashboard's, with {names} of Seeded in them.
+
+    Raises:
+        LookupError: A route has parameters, and nobody has said what stands for it.
+    """
+    for route in ROUTES:
+        assert isinstance(route, Route)
+        path = route.path.removeprefix(ROOT)
+        if "GET" not in (route.methods or ()):
+            continue
+        if "{" not in path:
+            yield path
+        elif path.removeprefix("/") in OF_A_KIND:
+            yield from OF_A_KIND[path.removeprefix("/")]
+        else:
+            raise LookupError(f"say in {__name__}.OF_A_KIND which address shows a page of {path}")
+    yield from ALSO
+
+
+def address_of(address: str, seeded: Seeded) -> str:
+    """One of them, with the ids of what is in the house."""
+    ids = {name: value for name, value in vars(seeded).items() if isinstance(value, UUID)}
+    return address.format(**ids)
