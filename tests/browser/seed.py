@@ -290,3 +290,14 @@ def _house(db: Any) -> None:
         FROM (SELECT clock_timestamp() - interval '8 min' AS at) AS found
         """
     )
+    db.execute(
+        """
+        INSERT INTO postroom.audit (at, actor, role, action, about, note)
+        SELECT
+            clock_timestamp() - make_interval(mins => 7 * n), (ARRAY['on-call', 'ada@mail-1'])[n % 2 + 1],
+            (ARRAY['operator', 'cli'])[n % 2 + 1], 'setting.change',
+            '{"key": "email.limit.global", "before": "100/60s", "after": "300/60s"}',
+            CASE n WHEN 2 THEN 'The relay takes more since Monday' END
+        FROM generate_series(1, 5) AS n
+        """
+    )

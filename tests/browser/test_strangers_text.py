@@ -33,7 +33,17 @@ PAYLOAD = (
 )
 """Breaks out of a text, an attribute in either quotes, a text area, a title and a script."""
 
-HELD_TO_VALUES = {"status", "queue", "outcome", "dead_reason", "verdict", "rule", "waits_for", "schedule"}
+HELD_TO_VALUES = {
+    "status",
+    "queue",
+    "role",
+    "outcome",
+    "dead_reason",
+    "verdict",
+    "rule",
+    "waits_for",
+    "schedule",
+}
 """Columns whose values have a meaning: strangers do not write them."""
 
 TABLES = (
@@ -46,6 +56,7 @@ TABLES = (
     "postroom.job_runs",
     "postroom.cron_leader",
     "postroom.processing_minutes",
+    "postroom.audit",
 )
 
 
