@@ -29,6 +29,9 @@ OF_A_KIND = {
 }
 """What stands for a route that has parameters."""
 
+PARTS = {"/live", "/flow"}
+"""Routes that answer with a part of the overview."""
+
 
 def addresses() -> Iterator[str]:
     """
@@ -40,7 +43,7 @@ def addresses() -> Iterator[str]:
     for route in ROUTES:
         assert isinstance(route, Route)
         path = route.path.removeprefix(ROOT)
-        if "GET" not in (route.methods or ()):
+        if path in PARTS or "GET" not in (route.methods or ()):
             continue
         if "{" not in path:
             yield path

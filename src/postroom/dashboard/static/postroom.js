@@ -1,4 +1,4 @@
-// Charts, what keeps the parts that are asked for again in place, and the keyboard\'s way to what scrolls sideways: all
+// Charts, what keeps the parts that are asked for again in place, and the keyboard's way to what scrolls sideways: all
 // else works without scripts.
 (() => {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
