@@ -24,6 +24,8 @@ ALSO = (
 OF_A_KIND = {
     "{kind}": ("/emails", "/webhooks"),
     "{kind}/{id:uuid}": ("/emails/{sent}", "/emails/{waiting}", "/emails/{dead}", "/webhooks/{dead_event}"),
+    "emails/{id:uuid}/edit": ("/emails/{dead}/edit", "/emails/{long}/edit"),
+    "dead-letters/actions/{id:uuid}": ("/dead-letters/actions/{action}",),
     "emails/{id:uuid}/html": (),  # a stranger's mail, in its frame: it is not ours to judge
     "static/{name}": (),
 }

@@ -46,6 +46,7 @@ class Seeded:
     long: UUID
     event: UUID
     dead_event: UUID
+    action: UUID
 
 
 def seed(url: str, *, letters: int = 1) -> Seeded:
@@ -65,6 +66,7 @@ def seed(url: str, *, letters: int = 1) -> Seeded:
             long=_long(db),
             event=_events(db),
             dead_event=_dead_event(db),
+            action=_action(db),
         )
         for table in ("email_queue", "webhook_retry_queue"):
             db.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
@@ -199,6 +201,16 @@ def _dead_event(db: Any) -> UUID:
         last_error="deploy: HTTP 500 from http://127.0.0.1:3000/hooks: Internal Server Error",
         created_at=_ago(4000), failed_at=_ago(300),
         attempt_log=[_attempt(db, 300, "temporary", "deploy: HTTP 500: Internal Server Error", 9_800)],
+    )  # fmt: skip
+
+
+def _action(db: Any) -> UUID:
+    """A retry of a whole group that has come half way when its process died."""
+    return _insert(
+        db, "postroom.bulk_actions", id="=gen_random_uuid()", action="retry", queue="email",
+        reason="permanent", note="The relay's list is mended", begun_by="on-call",
+        begun_at=_ago(40), asked_at=_ago(60), total=4_000,
+        place_queue="email", place_at=_ago(50_000), done=1_900, leased_until=_ago(20),
     )  # fmt: skip
 
 
