@@ -299,3 +299,18 @@ async def test_an_event_is_replayed_to_one_handler_and_the_others_that_are_done_
     assert await database.fetchval("SELECT about ->> 'handler' FROM postroom.audit") == "ship"
     again = await visitor.submit(f"/webhooks/{event_id}/replay", handler="ship")
     assert "It is pending: only an event that has ended" in again.text
+
+
+async def test_what_is_very_long_is_cut_off_and_the_page_says_how_long_it_is(visitor: Visitor) -> None:
+    """A payload and a body of megabytes do not stop a browser."""
+    mail_id = await _mail(visitor, html="<p>" + "x" * 2_000_000, text="y" * 2_000_000)
+    event_id = await visitor.served.room.database.fetchval(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, payload)
+        VALUES ('s', jsonb_build_object('z', repeat('z', 2000000))) RETURNING id
+        """
+    )
+    for path in (f"/emails/{mail_id}", f"/webhooks/{event_id}"):
+        page = await visitor.page(path)
+        assert "… cut off here: 2,0" in page
+        assert len(page) < 500_000

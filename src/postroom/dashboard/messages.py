@@ -20,6 +20,8 @@ from postroom.queues import EMAILS, QUEUES, WEBHOOKS
 from postroom.webhooks.replay import handlers_of, replay_event
 
 TEXT_CHARACTERS_MAX = 200
+SHOWN_CHARACTERS_MAX = 100_000
+"""Of a body, a payload or another value on a message's page: a browser lays out 10 MB for a minute."""
 
 MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Of a mail's HTML: nothing runs, and nothing is loaded, so no sender learns that it was looked at."""
@@ -91,9 +93,11 @@ async def message(request: Request) -> Response:
         explained=explained,
         kept_max=KEPT_MAX,
         replaces=_replaces(row.get("metadata")) if kind.queue is EMAILS else None,
-        payload=_pretty(row.get("payload")),
-        headers=_pretty(row.get("headers")),
-        metadata=_pretty(row.get("metadata")),
+        payload=_cut(_pretty(row.get("payload"))),
+        headers=_cut(_pretty(row.get("headers"))),
+        metadata=_cut(_pretty(row.get("metadata"))),
+        html=_cut(row.get("html")),
+        text=_cut(row.get("text")),
         handlers=await _handlers(request, row) if kind.queue is WEBHOOKS else [],
         notice=request.query_params.get("notice", "")[:300],
         body=await _body(request, message_id) if kind.queue is WEBHOOKS else None,
@@ -139,7 +143,7 @@ async def _body(request: Request, message_id: UUID) -> str | None:
     body: bytes | None = await site_of(request).room.database.fetchval(
         "SELECT request.body FROM postroom.webhook_requests AS request WHERE request.id = $1", message_id
     )
-    return None if body is None else body.decode("utf-8", "replace")
+    return None if body is None else _cut(body.decode("utf-8", "replace"))
 
 
 async def _handlers(request: Request, row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -162,6 +166,13 @@ def _replaces(metadata: Any) -> UUID | None:
 def _states(kind: Kind) -> list[tuple[str, str]]:
     names = {"waiting": "Waiting", "in_flight": "In flight", "done": kind.done}
     return list((names | {"dead_letter": "Dead letters", "failed": "Given up"}).items())
+
+
+def _cut(text: str | None) -> str | None:
+    """A value as far as it is shown."""
+    if text is None or len(text) <= SHOWN_CHARACTERS_MAX:
+        return text
+    return f"{text[:SHOWN_CHARACTERS_MAX]}\n… cut off here: {len(text):,} characters in all"
 
 
 def _pretty(value: Any) -> str | None:
