@@ -21,7 +21,7 @@ from postroom.webhooks.replay import handlers_of, replay_event
 
 TEXT_CHARACTERS_MAX = 200
 SHOWN_CHARACTERS_MAX = 100_000
-"""Of a body, a payload or another value on a message's page: a browser lays out 10 MB for a minute."""
+"""Of a body, a payload or another value on a message's page."""
 
 MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Of a mail's HTML: nothing runs, and nothing is loaded, so no sender learns that it was looked at."""
