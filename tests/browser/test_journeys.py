@@ -103,6 +103,32 @@ async def test_a_failure_turns_up_and_is_mended_by_a_person_who_watches(house: O
     assert visit.errors == []
 
 
+async def test_a_mail_to_a_wrong_address_is_mended_and_goes_out(house: Open) -> None:
+    """Edit and resend: another mail arrives at the right address, and no dead letter is left."""
+    visit, page = house.visit, house.visit.page
+    house.smtp.on("RCPT", NO_SUCH_USER)
+    await house.queue("Order 5")
+    await visit.see("/emails?state=dead_letter")
+    await visit.log_in()
+    await expect(page.locator("h1")).to_have_text("E-mails")
+
+    async def is_there() -> bool:
+        await page.reload()
+        return "Order 5" in await page.locator("main").inner_text()
+
+    await until(is_there, look_s=0.1)
+    await page.locator("tbody a").first.click()
+    await page.get_by_role("link", name="Edit and resend").click()
+    await page.get_by_label("To", exact=True).fill("grace@example.com")
+    await page.get_by_label("Subject", exact=True).fill("Order 5, once more")
+    await page.get_by_role("button", name="Send it").click()
+    await house.arrived("Order 5, once more")
+    assert any("RCPT TO:<grace@example.com>" in said for session in house.smtp.sessions for said in session)
+    await visit.see("/dead-letters")
+    await expect(page.locator("main")).to_contain_text("Nothing needs you.")
+    assert visit.errors == []
+
+
 async def test_a_whole_retry_needs_no_mouse(house: Open) -> None:
     """Tab, space and return, from the login to the notice."""
     house.smtp.on("RCPT", NO_SUCH_USER)
@@ -133,6 +159,7 @@ async def test_a_retry_needs_no_scripts(browser: Browser, house: Open) -> None:
     async with visiting(browser, house.visit.url, java_script_enabled=False) as visit:
         await visit.see("/dead-letters")
         await visit.log_in()
+        await expect(visit.page.locator("h1")).to_have_text("Dead letters")
 
         async def is_there() -> bool:
             await visit.page.reload()
