@@ -57,11 +57,17 @@ TABLES = (
     "postroom.cron_leader",
     "postroom.processing_minutes",
     "postroom.audit",
+    "postroom.bulk_actions",
 )
 
 
-OF_A_FORM = {("postroom.workers", "settled")}
-"""JSON that only our own functions write, and whose form they rely on."""
+OF_A_FORM = {
+    ("postroom.workers", "settled"),
+    ("postroom.bulk_actions", "action"),
+    ("postroom.bulk_actions", "place_queue"),
+    ("postroom.bulk_actions", "stopped_by"),
+}
+"""What only our own functions write, and whose form they rely on."""
 
 
 @dataclass
