@@ -190,3 +190,17 @@ async def watched(
             ) as room,
         ):
             yield Watched(room, mailbox, hook)
+
+
+@asynccontextmanager
+async def embedded_house(
+    data_dir: Path, mailbox: Mailbox, hook: Hook, **rules: object
+) -> AsyncIterator[Watched]:
+    """A house on the embedded database of this folder, which is migrated already."""
+    async with Room(
+        data_dir=data_dir,
+        public_url="https://post.example",
+        sender="shop@example.com",
+        alerts=alerts_of(mailbox, hook, **rules),
+    ) as room:
+        yield Watched(room, mailbox, hook)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from datetime import timedelta
 from functools import partial
@@ -17,13 +18,15 @@ from aiosmtpd.smtp import Envelope
 from postroom import Room
 from postroom.alerts import rules
 from postroom.alerts.deputy import stand_in
+from postroom.database import embedded
 from postroom.database.audit import Actor
+from postroom.database.migrate import migrate
 from postroom.jobs import jobs_of
 from postroom.queue.dead_letters import decide
 from postroom.queues import EMAILS
 from postroom.schedule.scheduler import Scheduler
 from postroom.schedule.store import CronStore
-from tests.alerts.conftest import Watched, free_port, watched
+from tests.alerts.conftest import Watched, embedded_house, free_port, open_hook, open_mailbox, watched
 from tests.journey.programs import Programs
 from tests.support.pages import pages_read
 from tests.support.waiting import until
@@ -253,13 +256,28 @@ async def test_a_held_snapshot_is_told_with_its_holder(database_url: str, tmp_pa
         await told(house, "over", "snapshot_held", "")
 
 
-async def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
-    """Of the embedded database's folder, as the system has it; another server's disk is not ours to see."""
-    room = Room(data_dir=tmp_path)
-    (found,) = await rules.disk(room, 0.999999)
-    assert found.summary.startswith("the disk of the embedded database has ")
-    assert await rules.disk(room, 0.0) == []
-    assert await rules.disk(Room(database_url="postgresql://h/d", data_dir=tmp_path), 0.999999) == []
+async def test_a_disk_that_fills_up_is_told(data_dir: Path) -> None:
+    """The disk of the embedded database, as the system has it; over when it has enough."""
+    with open_mailbox() as mailbox:
+        async with embedded.running(data_dir) as url, open_hook() as hook:
+            await migrate(url)
+            async with embedded_house(data_dir, mailbox, hook, disk="99.999%") as house:
+                body = await told(house, "fired", "disk", "")
+                assert re.search(
+                    r"The disk of the embedded database has [\d,]+\.\d GiB of [\d,]+\.\d left", body
+                )
+                assert "Command: postroom cleanup --dry-run" in body
+                await house.look()
+                assert len(hook.told) == 1
+            async with embedded_house(data_dir, mailbox, hook, disk="0.001%") as house:
+                assert "This is over; it lasted " in await told(house, "over", "disk", "")
+
+
+async def test_another_servers_disk_is_not_ours_to_see(database_url: str, tmp_path: Path) -> None:
+    """Nobody is told, whatever the threshold."""
+    async with watched(database_url, tmp_path, disk="99.999%") as house:
+        assert await house.look() == "nothing found, 0 messages sent"
+        assert (house.hook.told, house.mailbox.mails) == ([], [])
 
 
 async def test_the_share_of_failures_is_read_from_its_minutes_alone(
