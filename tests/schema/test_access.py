@@ -377,6 +377,7 @@ WORKERS_WAY: tuple[LiteralString, ...] = (
     "SELECT * FROM postroom.fail_dead_runs()",
     "SELECT postroom.resign_cron(%(worker)s)",
     "SELECT cron.unschedule(cron.schedule('mine', '30 seconds', 'SELECT 1'))",
+    "SELECT cron.schedule_in_database('mine', '30 seconds', 'SELECT 1', current_database()::text)",
 )
 
 
@@ -392,6 +393,24 @@ async def test_service_role_may_go_a_workers_whole_way(world: World, option: Lit
         processed = connection.execute("SELECT status FROM webhook_retry_queue").fetchall()
     assert sent == [("sent", 2)]
     assert processed == [("processed",)]
+
+
+async def test_service_role_may_call_what_a_new_version_adds_to_schema_cron(world: World) -> None:
+    """It had the schema of version 1; nobody else gets the new function."""
+    await migrate(world.url())
+    world.run("DROP FUNCTION cron.schedule_in_database")
+    world.run("COMMENT ON SCHEMA cron IS 'postroom: jobs and their history, version 1'")
+    await migrate(world.url())
+    with world.as_role("service_role") as connection:
+        connection.execute(WORKERS_WAY[-1])
+        may = connection.execute(
+            """
+            SELECT role, has_function_privilege(role, proc.oid, 'EXECUTE')
+            FROM pg_proc AS proc, unnest('{service_role, authenticated, anon}'::text[]) AS role
+            WHERE proc.proname = 'schedule_in_database'
+            """
+        ).fetchall()
+    assert dict(may) == {"service_role": True, "authenticated": False, "anon": False}
 
 
 MONITORING: tuple[LiteralString, ...] = (

@@ -354,6 +354,30 @@ BEGIN
 END;
 $$;
 
+-- schedule_job_in: schedule_job, for who names the database and the user: they are this one and the caller.
+CREATE OR REPLACE FUNCTION postroom.schedule_job_in(
+    p_name text, p_schedule text, p_command text, p_database text, p_username text, p_active boolean
+)
+RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    IF p_database IS DISTINCT FROM current_database()::text THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'feature_not_supported',
+            MESSAGE = format('job %L: database is %L; postroom runs jobs in its own database, %L', p_name, p_database, current_database()),
+            HINT = 'Name that one, or schedule the job where it belongs: postroom migrate there, with a scheduler of its own.';
+    ELSIF p_username <> current_user THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'feature_not_supported',
+            MESSAGE = format('job %L: username is %L; a scheduler runs a person''s SQL only as its own user', p_name, p_username),
+            HINT = format('Leave username out, for %s; or call this as that user, with a scheduler that logs in so.', current_user);
+    END IF;
+    RETURN postroom.schedule_job(p_name, p_schedule, p_command, COALESCE(p_active, true));
+END;
+$$;
+
 -- unschedule_job: drops a job; one of postroom's own is switched off.
 CREATE OR REPLACE FUNCTION postroom.unschedule_job(p_jobid bigint, p_name text)
 RETURNS boolean
@@ -416,7 +440,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 AS $$
 DECLARE
-    v_mark   CONSTANT text := 'postroom: jobs and their history, version 1';
+    v_mark   CONSTANT text := 'postroom: jobs and their history, version 2';
     v_schema oid := to_regnamespace('cron');
     v_found  text := obj_description(v_schema, 'pg_namespace');
     v_object text;
@@ -453,6 +477,13 @@ BEGIN
         CREATE OR REPLACE FUNCTION cron.schedule(job_name text, schedule text, command text) RETURNS bigint
         LANGUAGE sql SET search_path = ''
         AS 'SELECT postroom.schedule_job($1, $2, $3, true)';
+
+        CREATE OR REPLACE FUNCTION cron.schedule_in_database(
+            job_name text, schedule text, command text, database text,
+            username text DEFAULT NULL, active boolean DEFAULT true
+        ) RETURNS bigint
+        LANGUAGE sql SET search_path = ''
+        AS 'SELECT postroom.schedule_job_in($1, $2, $3, $4, $5, $6)';
 
         CREATE OR REPLACE FUNCTION cron.unschedule(job_id bigint) RETURNS boolean
         LANGUAGE sql SET search_path = ''
@@ -491,7 +522,10 @@ BEGIN
     LOOP
         PERFORM postroom.revoke_all(v_kind, v_object, v_role);
     END LOOP;
-    IF to_regrole('service_role') IS NOT NULL AND NOT has_schema_privilege('service_role', 'cron', 'USAGE') THEN
+    -- Also where the schema is of another version: what is new in it was granted to nobody.
+    IF to_regrole('service_role') IS NOT NULL
+        AND (v_found IS DISTINCT FROM v_mark OR NOT has_schema_privilege('service_role', 'cron', 'USAGE'))
+    THEN
         GRANT USAGE ON SCHEMA cron TO service_role;
         GRANT SELECT ON ALL TABLES IN SCHEMA cron TO service_role;
         GRANT EXECUTE ON ALL ROUTINES IN SCHEMA cron TO service_role;

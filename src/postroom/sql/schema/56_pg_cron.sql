@@ -324,6 +324,8 @@ BEGIN
     DROP VIEW cron.job_run_details, cron.job;
     DROP FUNCTION cron.schedule(text, text), cron.schedule(text, text, text), cron.unschedule(bigint), cron.unschedule(text),
         cron.alter_job(bigint, text, text, text, text, boolean);
+    -- A schema of version 1 has none.
+    DROP FUNCTION IF EXISTS cron.schedule_in_database(text, text, text, text, text, boolean);
     DROP SCHEMA cron;
     RETURN true;
 END;
