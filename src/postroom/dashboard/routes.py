@@ -9,6 +9,7 @@ from postroom.dashboard.audit import audit
 from postroom.dashboard.dead_letters import bulk_action, dead_letters, decide_letters, steer_bulk_action
 from postroom.dashboard.edit import edit, send_edited
 from postroom.dashboard.login import login, logout
+from postroom.dashboard.mailbox import caught, caught_html, delete_caught, mailbox
 from postroom.dashboard.messages import mail, message, messages, replay
 from postroom.dashboard.operations import cron, settings
 from postroom.dashboard.overview import flow, live, overview
@@ -31,6 +32,10 @@ ROUTES = [
     Route(f"{ROOT}/cron", cron, methods=["GET", "POST"]),
     Route(f"{ROOT}/audit", audit),
     Route(f"{ROOT}/webhooks/{{id:uuid}}/replay", replay, methods=["POST"]),
+    Route(f"{ROOT}/mailbox", mailbox),
+    Route(f"{ROOT}/mailbox/delete", delete_caught, methods=["POST"]),
+    Route(f"{ROOT}/mailbox/{{name}}", caught),
+    Route(f"{ROOT}/mailbox/{{name}}/html", caught_html),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
     Route(f"{ROOT}/{{kind}}", messages),

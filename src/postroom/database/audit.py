@@ -29,6 +29,7 @@ Action = Literal[
     "transport.pause",
     "transport.resume",
     "job.run",
+    "mailbox.delete",
     "key.create",
     "key.revoke",
 ]
