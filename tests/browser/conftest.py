@@ -23,7 +23,7 @@ from playwright.async_api import (
 )
 
 from postroom import Room
-from tests.browser.seed import Seeded, seed
+from tests.browser.seed import Seeded, catch, seed
 from tests.http.conftest import KEY, serving, settings_of
 from tests.support.postgres import PostgresServer
 
@@ -132,8 +132,10 @@ async def furnished(
     name = postgres_server.create_database(template=_migrated_template)
     database_url = postgres_server.url_of(name)
     seeded = seed(database_url)
+    folder = tmp_path_factory.mktemp("furnished")
+    catch(folder / "mail")
     async with (
-        Room(**settings_of(database_url, tmp_path_factory.mktemp("furnished"))) as room,
+        Room(**settings_of(database_url, folder)) as room,
         serving(room) as served,
     ):
         async with visiting(browser, served.url) as visit:

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from postroom.dashboard.routes import ROUTES
 from postroom.dashboard.site import ROOT
-from tests.browser.seed import Seeded
+from tests.browser.seed import CAUGHT, Seeded
 
 ALSO = (
     "/emails?state=waiting",
@@ -27,6 +27,8 @@ OF_A_KIND = {
     "emails/{id:uuid}/edit": ("/emails/{dead}/edit", "/emails/{long}/edit"),
     "dead-letters/actions/{id:uuid}": ("/dead-letters/actions/{action}",),
     "emails/{id:uuid}/html": (),  # a stranger's mail, in its frame: it is not ours to judge
+    "mailbox/{name}": (f"/mailbox/{CAUGHT}",),
+    "mailbox/{name}/html": (),
     "static/{name}": (),
 }
 """What stands for a route that has parameters."""

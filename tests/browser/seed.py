@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +36,8 @@ FAILURES = (
     ("uncertain", "the connection was lost after the content was sent: it may have gone out"),
     ("poison", "poison: 3 workers died during it"),
 )
+CAUGHT = "1700000000.caught.postroom"
+"""The file of a mail in the maildir."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,20 @@ def seed(url: str, *, letters: int = 1) -> Seeded:
         _figures(db)
         _house(db)
     return ids
+
+
+def catch(maildir: Path) -> None:
+    """Put a mail there as the transport files it, and a file that is none."""
+    mail = EmailMessage()
+    mail["From"], mail["To"] = "Shop <orders@shop.example>", LONG_ADDRESS
+    mail["Subject"], mail["Message-ID"] = LONG_SUBJECT, "<caught@shop.example>"
+    mail.set_content("Thank you, Ada. Your order #4711 is on its way.")
+    mail.add_alternative(HTML, subtype="html")
+    mail.add_attachment(b"%PDF-1.7", maintype="application", subtype="pdf", filename="invoice 4711.pdf")
+    folder = maildir / "new"
+    folder.mkdir(parents=True)
+    (folder / CAUGHT).write_bytes(mail.as_bytes())
+    (folder / "1700000001.broken.postroom").write_bytes(b"\xff\x00 no mail")
 
 
 def _insert(db: Any, table: str, **columns: Any) -> UUID:
