@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import asyncpg
 
@@ -45,6 +46,25 @@ class Contender(Protocol):
     def running(self, mode: str) -> AbstractContextManager[Program]:
         """Its worker, ready for the word; see bench/drivers for the modes."""
         ...
+
+
+class Tunable(Protocol):
+    """What runs with settings of its own, which it can tell people."""
+
+    @property
+    def settings(self) -> str: ...
+
+
+Tried = TypeVar("Tried", bound=Tunable)
+
+
+async def best_of(
+    candidates: Iterable[Tried], rate_of: Callable[[Tried], Awaitable[float]]
+) -> tuple[Tried, dict[str, float]]:
+    """The one that is fastest here, and what each one's settings came to."""
+    found = [(await rate_of(tried), tried) for tried in candidates]
+    best = max(found, key=lambda rate_and_tried: rate_and_tried[0])[1]
+    return best, {tried.settings: round(rate) for rate, tried in found}
 
 
 @dataclass

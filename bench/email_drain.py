@@ -12,7 +12,7 @@ from statistics import median
 
 import asyncpg
 
-from bench.contenders import Contender, PostOffice, Postroom, fill
+from bench.contenders import Contender, PostOffice, Postroom, best_of, fill
 from bench.report import Result, ratio, spread, versions
 from bench.servers import Sink, running_postgres, server_version
 
@@ -120,15 +120,20 @@ async def _drain(contender: Contender, count: int, sink: Sink, into: Rounds) -> 
 
 async def _tuned(peer: PostOffice, count: int) -> tuple[PostOffice, dict[str, float]]:
     """The peer with the settings that serve it best here, and what each of them came to."""
-    found: list[tuple[float, PostOffice]] = []
-    for processes in PEER_PROCESSES:
-        for threads in PEER_THREADS:
-            tried = replace(peer, processes=processes, threads=threads, batch=PEER_BATCH)
-            rounds = Rounds()
-            await _drain(tried, count, peer.sink, rounds)
-            found.append((rounds.rates[0], tried))
-    best = max(found, key=lambda rate_and_peer: rate_and_peer[0])[1]
-    return best, {tried.settings: round(rate) for rate, tried in found}
+
+    async def rate_of(tried: PostOffice) -> float:
+        rounds = Rounds()
+        await _drain(tried, count, peer.sink, rounds)
+        return rounds.rates[0]
+
+    return await best_of(
+        (
+            replace(peer, processes=processes, threads=threads, batch=PEER_BATCH)
+            for processes in PEER_PROCESSES
+            for threads in PEER_THREADS
+        ),
+        rate_of,
+    )
 
 
 def _tabulate(result: Result, measured: dict[str, Rounds]) -> None:

@@ -10,7 +10,7 @@ from statistics import median
 import asyncpg
 
 from bench import mails
-from bench.contenders import Postroom, fill
+from bench.contenders import Postroom, best_of, fill
 from bench.email_drain import NO_LIMIT
 from bench.program import Program
 from bench.queue_peers import PAYLOAD_BYTES, QueuePeer, peers_on
@@ -112,13 +112,13 @@ async def measure(
 
 async def tuned(peer: QueuePeer, count: int) -> tuple[QueuePeer, dict[str, float]]:
     """The peer with the settings that serve it best here, and what each of them came to."""
-    found: list[tuple[float, QueuePeer]] = []
-    for tried in peer.tried():
+
+    async def rate_of(tried: QueuePeer) -> float:
         rounds = Rounds()
         await drain_peer(tried, min(count, tried.jobs_max // 2), rounds)
-        found.append((rounds.rates[0], tried))
-    best = max(found, key=lambda rate_and_peer: rate_and_peer[0])[1]
-    return best, {tried.settings: round(rate) for rate, tried in found}
+        return rounds.rates[0]
+
+    return await best_of(peer.tried(), rate_of)
 
 
 async def drain(contender: Postroom, count: int, into: Rounds) -> None:

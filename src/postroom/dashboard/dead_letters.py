@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -23,9 +22,6 @@ from postroom.dashboard.site import (
     site_of,
     values_of,
 )
-from postroom.database.audit import Actor
-from postroom.database.connect import Database
-from postroom.errors import PostroomError
 from postroom.queue import bulk
 from postroom.queue.dead_letters import (
     Decided,
@@ -104,7 +100,7 @@ async def steer_bulk_action(request: Request) -> Response:
     if form.get("what") == "stop":
         await bulk.stop_action(site.room.database, action_id, actor_of(request))
     elif form.get("what") == "go on":
-        site.work(_run(site.room.database, action_id, actor_of(request)))
+        site.work(bulk.run(site.room.database, action_id, actor_of(request), patient=True))
     else:
         raise Problem(400, "Say what is to be done: stop, or go on.")
     return see(f"/dead-letters/actions/{action_id}")
@@ -137,13 +133,8 @@ async def _decide_all(request: Request, form: Form, what: What) -> Response:
         action_id=_uuid(form.get("action", "")),
     )
     _log.info("dashboard.decided_all", what=what, reason=reason, key_id=session_of(request).key_id)
-    site.work(_run(database, action_id, by))
+    site.work(bulk.run(database, action_id, by, patient=True))
     return see(f"/dead-letters/actions/{action_id}")
-
-
-async def _run(database: Database, action_id: UUID, by: Actor) -> None:
-    with suppress(PostroomError):  # somebody works on it: its page says how far it is
-        await bulk.run(database, action_id, by, patient=True)
 
 
 def _what(text: str) -> What:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +14,7 @@ from postroom.dashboard.messages import MAIL_POLICY, TEXT_CHARACTERS_MAX
 from postroom.dashboard.site import Problem, actor_of, form_of, page, render, see, session_of, site_of
 from postroom.database.audit import record
 from postroom.email.mailbox import SEARCHED_MAX, Mail, delete_mails, list_mails, read_mail
+from postroom.email.transports.urls import maildir_of
 from postroom.wording import count_of
 
 SOURCE_CHARACTERS_MAX = 256 * 1024
@@ -95,9 +95,6 @@ async def _mail(request: Request) -> Mail:
 
 
 def _folder(request: Request) -> Path | None:
-    """Of the first maildir among the transports, as the transport itself reads its URL."""
-    for url in site_of(request).room.settings.transport_urls:
-        scheme, _, folder = url.partition(":")
-        if scheme.lower() == "maildir":
-            return Path(unquote(folder).removeprefix("//")).expanduser().absolute()
-    return None
+    """Of the first maildir among the transports."""
+    folders = map(maildir_of, site_of(request).room.settings.transport_urls)
+    return next((folder for folder in folders if folder is not None), None)

@@ -74,16 +74,8 @@ async def _run_job(request: Request, name: str) -> str:
     site = site_of(request)
     if name not in {job.name for job in jobs_of(site.room)}:
         raise Problem(404, "There is no such job here: the list says which can be run.")
-    task = asyncio.create_task(run_by_name(site.room, name, by=actor_of(request)))
-    site.tasks.add(task)
-    task.add_done_callback(site.tasks.discard)
+    task = site.work(run_by_name(site.room, name, by=actor_of(request)))
     await asyncio.wait([task], timeout=WAITED_S)
     if not task.done():
-        task.add_done_callback(_take_exception)  # it is in the history
         return f"{name} runs. What becomes of it will stand below."
     return f"{name}: {task.result()}"
-
-
-def _take_exception(task: asyncio.Task[str]) -> None:
-    if not task.cancelled():
-        task.exception()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from time import time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote
 
 import jinja2
@@ -35,6 +35,7 @@ POLICY = (
     "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+T = TypeVar("T")
 Form = Mapping[str, str]
 Page = Callable[[Request], Awaitable[Response]]
 
@@ -60,8 +61,7 @@ class Site:
         self.room = room
         self.keys = keys
         self.throttle = Throttle()
-        self.tasks: set[asyncio.Task[str]] = set()  # what goes on after its page was answered
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[Any]] = set()
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("postroom.dashboard"),
             autoescape=True,
@@ -80,11 +80,16 @@ class Site:
         }
         self._templates.globals |= {"root": ROOT, "version": VERSION, "count_of": wording.count_of}
 
-    def work(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that goes on when its page is answered; it ends with the process, or with its room."""
+    def work(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """
+        Do something that goes on when its page is answered; it ends with the process, or with its room.
+
+        A PostroomError is told by what the work is about: a job's history, an action's page.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self._working.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def close(self) -> None:
         """Break off what still goes on."""
@@ -93,9 +98,10 @@ class Site:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._working.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, PostroomError):
             _log.error("dashboard.work_failed", error=type(error).__name__)
 
     def draw(self, template: str, session: Session | None, facts: Mapping[str, Any]) -> str:

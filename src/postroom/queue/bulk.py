@@ -196,13 +196,13 @@ async def stop_action(database: Database, action_id: UUID, by: Actor) -> bool:
 async def read_action(database: Database, action_id: UUID) -> BulkAction | None:
     """One action, as it is now."""
     rows = await database.fetch(f"{_READ} WHERE action.id = $1", action_id)
-    return _read(rows[0]) if rows else None
+    return BulkAction(**rows[0]) if rows else None
 
 
 async def read_actions(database: Database, limit: int) -> list[BulkAction]:
     """The newest actions."""
     rows = await database.fetch(f"{_READ} ORDER BY action.begun_at DESC LIMIT $1", limit)
-    return [_read(row) for row in rows]
+    return [BulkAction(**row) for row in rows]
 
 
 _READ = """
@@ -259,7 +259,3 @@ async def _give_back(database: Database, action_id: UUID, runner: UUID) -> None:
 
 def _given(about: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in about.items() if value is not None}
-
-
-def _read(row: Any) -> BulkAction:
-    return BulkAction(**row)

@@ -54,13 +54,30 @@ def from_urls(urls: Sequence[str], settings: Settings, *, on_change: OnChange | 
     return Failover(transports, on_change=on_change)
 
 
+def maildir_of(url: str) -> Path | None:
+    """The folder of a maildir's URL; None of another transport's."""
+    return _path(_folder(url)) if _scheme(url) == "maildir" else None
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower() if ":" in url else ""
+
+
+def _folder(url: str) -> str:
+    return unquote(url.partition(":")[2]).removeprefix("//")
+
+
+def _path(folder: str) -> Path:
+    return Path(folder).expanduser().absolute()
+
+
 class _Url:
     """One of the URLs; `place` counts from 1, 0 where it is the only one."""
 
     def __init__(self, place: int, url: str) -> None:
         self._where = f"POSTROOM_TRANSPORT, transport {place}" if place else "POSTROOM_TRANSPORT"
         self._text = url
-        self._scheme = url.partition(":")[0].lower() if ":" in url else ""
+        self._scheme = _scheme(url)
 
     def transport(self, timeouts: SmtpTimeouts) -> Transport:
         match self._scheme:
@@ -120,12 +137,10 @@ class _Url:
         return ResendTransport(self._check_key(key), base_url=base_url, connections=connections)
 
     def _maildir(self) -> Transport:
-        folder = unquote(self._text.partition(":")[2])
-        if folder.startswith("//"):
-            folder = folder[2:]
+        folder = _folder(self._text)
         if not folder or "\0" in folder or "?" in self._text:
             raise self._wrong("needs a folder and nothing else; write maildir:FOLDER (a space is %20)")
-        return MaildirTransport(Path(folder).expanduser().absolute())
+        return MaildirTransport(_path(folder))
 
     def _split(self) -> SplitResult:
         try:
