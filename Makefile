@@ -12,10 +12,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check bench chaos demo fmt lock upgrade
+.PHONY: help setup up test check bench chaos demo screenshots fmt lock upgrade
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## make .venv with what requirements.lock names; then .venv/bin/postroom works
 
@@ -43,6 +43,9 @@ chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and double
 
 demo: $(SETUP) ## send mails and webhooks on a throw-away database, break workers, print what became of each
 	@exec $(BIN)/python examples/demo.py
+
+screenshots: $(SETUP) ## take the pictures of docs/screenshots anew (LOOK=FOLDER: every page, to look at; ONLY=name)
+	$(BIN)/python -m tests.browser.screenshots $(if $(LOOK),--look $(LOOK)) $(if $(ONLY),--only $(ONLY))
 
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .

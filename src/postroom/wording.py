@@ -29,7 +29,7 @@ def away(at: datetime, now: datetime) -> str:
 def duration(seconds: float) -> str:
     """A length of time in at most two units: `0.4 s`, `12 s`, `3 min 5 s`, `2 h`, `4 d 1 h`."""
     if seconds < 9.95:
-        return f"{max(seconds, 0):.1f} s"
+        return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
     for (unit_s, unit), (lower_s, lower) in _UNITS:
         if whole >= unit_s:

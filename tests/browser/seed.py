@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,9 @@ CAUGHT = "1700000000.caught.postroom"
 """The file of a mail in the maildir."""
 
 
+_ids = Random(1)
+
+
 @dataclass(frozen=True)
 class Seeded:
     """What was put there: one id of each sort that a page of its own shows."""
@@ -60,6 +64,7 @@ def seed(url: str, *, letters: int = 1) -> Seeded:
     Args:
         letters: How many dead letters there are of each failure.
     """
+    _ids.seed(1)
     with psycopg.connect(url, autocommit=True) as db:
         for table in ("email_queue", "webhook_retry_queue"):
             db.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
@@ -93,8 +98,42 @@ def catch(maildir: Path) -> None:
     (folder / "1700000001.broken.postroom").write_bytes(b"\xff\x00 no mail")
 
 
+def enlarge(url: str, *, rows: int = 1_000_000) -> None:
+    """A bad day on top of it: so many e-mails wait, a tenth as many are dead; the figures are large too."""
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("ALTER TABLE email_queue DISABLE TRIGGER USER")
+        db.execute(
+            """
+            INSERT INTO email_queue (id, to_email, subject, html, email_type, created_at, due_at)
+            SELECT
+                md5(n::text)::uuid, 'reader' || n || '@example.net', 'News', '<p>News</p>', 'news',
+                clock_timestamp() - interval '1 h', clock_timestamp() - make_interval(secs => n / 1000.0)
+            FROM generate_series(1, %s) AS n
+            """,
+            [rows],
+        )
+        db.execute(
+            """
+            INSERT INTO email_queue (
+                id, to_email, subject, html, status, dead_reason, last_error, attempts, error_count, due_at,
+                failed_at
+            )
+            SELECT
+                md5(n::text)::uuid, 'reader' || n || '@example.net', 'News', '<p>News</p>', 'dead_letter',
+                'exhausted', '451 4.3.0 Temporary lookup failure', 6, 6, NULL,
+                clock_timestamp() + make_interval(secs => n)
+            FROM generate_series(%s, -1) AS n
+            """,
+            [-rows // 10],
+        )
+        db.execute("ALTER TABLE email_queue ENABLE TRIGGER USER")
+        db.execute("UPDATE postroom.processing_minutes SET attempts = attempts * 9000 WHERE queue = 'email'")
+        db.execute("ANALYZE email_queue")
+
+
 def _insert(db: Any, table: str, **columns: Any) -> UUID:
-    """One row; a text that begins with `=` is SQL."""
+    """One row; a text that begins with `=` is SQL. Each run draws the same ids."""
+    columns = {"id": UUID(int=_ids.getrandbits(128), version=4)} | columns
     names, places, values = [], [], []
     for name, value in columns.items():
         is_sql = isinstance(value, str) and value.startswith("=")
@@ -225,7 +264,7 @@ def _dead_event(db: Any) -> UUID:
 def _action(db: Any) -> UUID:
     """A retry of a whole group that has come half way when its process died."""
     return _insert(
-        db, "postroom.bulk_actions", id="=gen_random_uuid()", action="retry", queue="email",
+        db, "postroom.bulk_actions", action="retry", queue="email",
         reason="permanent", note="The relay's list is mended", begun_by="on-call",
         begun_at=_ago(40), asked_at=_ago(60), total=4_000,
         place_queue="email", place_at=_ago(50_000), done=1_900, leased_until=_ago(20),
@@ -271,11 +310,12 @@ def _house(db: Any) -> None:
         db.execute(
             """
             INSERT INTO postroom.workers (
-                id, queue, host, pid, version, seen_at, settled, begun, begun_lease_nos
+                id, queue, host, pid, version, started_at, seen_at, settled, begun, begun_lease_nos
             )
             SELECT
                 ('8d0c2b54-6d3e-4c39-9c6f-0a4f43c0a00' || %s::text)::uuid, %s, 'mail-1.shop.example',
-                4000 + %s, '0.1.0', clock_timestamp() + interval '1 day', '{"done": 4200, "permanent": 3}',
+                4000 + %s, '0.1.0', clock_timestamp() - interval '2 d 3 h',
+                clock_timestamp() + interval '1 d', '{"done": 4200, "permanent": 3}',
                 array_agg(gen_random_uuid()), array_agg(1::bigint)
             FROM generate_series(1, %s)
             """,
