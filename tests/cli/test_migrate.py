@@ -44,7 +44,9 @@ def test_export_writes_files_and_prints_their_names(bare_cli: Cli, tmp_path: Pat
     written = bare_cli.ok("migrate", "--export", "supabase").splitlines()
     assert written
     for name in written:
-        assert Path(name).parent == Path("supabase/migrations")
+        assert Path(name).is_relative_to("supabase/migrations") or Path(name).is_relative_to(
+            "supabase/functions"
+        )
         assert (tmp_path / name).read_text().strip()
 
 

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from postroom.database.migrate import export, migrate, pending
+from postroom.database.migrate import migrate, pending
+from postroom.supabase.migrations import export_migrations
 from tests.hostile.traps import set_traps, sprung
 from tests.support.postgres import PostgresServer
 
@@ -62,7 +63,7 @@ async def test_migrate_takes_no_function_or_operator_in_public_for_one_of_pg_cat
 async def test_the_exported_files_do_not_either(trapped_url: str, tmp_path: Path) -> None:
     """They are run by another program, as the owner as well."""
     with psycopg.connect(trapped_url, autocommit=True) as owner:
-        for file in export(tmp_path):
+        for file in export_migrations(tmp_path):
             owner.execute(file.read_text().encode())
         assert sprung(owner) == []
     assert not await pending(trapped_url)

@@ -17,13 +17,13 @@ import pytest
 from postroom.database import migrate as migrate_module
 from postroom.database.migrate import (
     MigrationFailed,
-    export,
     migrate,
     pending,
     require_schema,
     schema_parts,
 )
 from postroom.errors import SchemaError
+from postroom.supabase.migrations import export_migrations
 from postroom.version import is_newer
 from tests.support.postgres import PostgresServer, running_server
 from tests.upgrade.conftest import Project, handmade_project
@@ -117,8 +117,8 @@ async def test_an_older_release_leaves_the_functions_of_a_newer_one(
             await migrate(empty_database_url)
         else:
             with psycopg.connect(empty_database_url, autocommit=True) as connection:
-                for path in export(tmp_path):
-                    if path.stem.endswith(("_functions", "_callers", "_access")):
+                for path in export_migrations(tmp_path):
+                    if path.stem.endswith(("_functions", "_callers", "_done")):
                         with connection.transaction():
                             connection.execute(path.read_bytes())
         assert not await pending(empty_database_url)
@@ -169,7 +169,7 @@ async def test_exported_files_make_the_same_as_migrate(
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
     """Each file in one transaction, in the order of its name, as `supabase db push` applies them."""
-    written = export(tmp_path / "supabase")
+    written = export_migrations(tmp_path / "supabase" / "migrations")
     files = sorted((tmp_path / "supabase" / "migrations").glob("*.sql"))
     assert files == written
     with handmade_project(postgres_server) as whole, handmade_project(postgres_server) as pushed:

@@ -20,7 +20,9 @@ def migrate(
     ] = False,
     export: Annotated[
         Path | None,
-        typer.Option("--export", metavar="DIR", help="Write the upgrade as DIR/migrations/*.sql instead."),
+        typer.Option(
+            "--export", metavar="DIR", help="Write DIR/migrations and DIR/functions for Supabase instead."
+        ),
     ] = None,
     app_role: Annotated[
         str | None,
@@ -40,7 +42,7 @@ def migrate(
         raise WrongUsage("--check and --export do not go together")
     _require_span(deliver_newer_than)
     if export is not None:
-        _export(export)
+        _export(export, app_role, deliver_newer_than)
     elif check:
         run(_check())
     else:
@@ -57,11 +59,19 @@ def _require_span(text: str) -> None:
         raise WrongUsage(f"--deliver-newer-than: {error}; or all") from None
 
 
-def _export(directory: Path) -> None:
-    from postroom.database.migrate import export
+def _export(directory: Path, app_role: str | None, deliver_newer_than: str) -> None:
+    from postroom.supabase.functions import export_functions
+    from postroom.supabase.migrations import export_migrations
 
-    for path in export(directory):
+    functions = export_functions(directory / "functions")
+    for path in export_migrations(
+        directory / "migrations", app_role=app_role, deliver_newer_than=deliver_newer_than
+    ):
         print_line(str(path))
+    for written in functions:
+        print_line(str(written.path))
+        if written.kept is not None:
+            note(f"postroom: the {written.path} that was there is {written.kept} now")
 
 
 async def _check() -> None:

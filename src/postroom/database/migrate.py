@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -50,15 +49,15 @@ _LOCK_KEY = 7_305_512_000_001  # pg_advisory_xact_lock: one migrate at a time
 _STEP_KEY = (
     _LOCK_KEY + 1
 )  # one step at a time: that of a migrate which was killed may still run in the server
-_QUEUES = ("public.email_queue", "public.webhook_retry_queue")
-_TABLES = (*_QUEUES, "public.rate_limit_counters")
+QUEUES = ("public.email_queue", "public.webhook_retry_queue")
+TABLES = (*QUEUES, "public.rate_limit_counters")
 _TABLES_PART = "00_tables.sql"  # what the migrations add up to: for readers, and a test
-_LAST_PART = "60_callers.sql"  # replaces the old functions: after the rows of before are settled
+LAST_PART = "60_callers.sql"  # replaces the old functions: after the rows of before are settled
 
 # A function in another schema whose types fit better is taken before one of pg_catalog: whoever may create in
 # public would run his code as the owner (CVE-2018-1058).
 _NO_SEARCH_PATH = "SET LOCAL search_path = '';"
-_LAST_STEPS = "SELECT postroom.drop_replaced_functions();\nSELECT postroom.let_triggers_find_names();"
+LAST_STEPS = "SELECT postroom.drop_replaced_functions();\nSELECT postroom.let_triggers_find_names();"
 
 Report = Callable[[str], None]
 
@@ -124,6 +123,37 @@ def latest_version() -> int:
     return migrations()[-1].version
 
 
+def preflight_sql() -> str:
+    """Stops where the upgrade could not be finished, before anything is changed."""
+    return (files("postroom") / "sql" / "preflight.sql").read_text(encoding="utf-8")
+
+
+def record_sql(migration: Migration) -> str:
+    """Writes down that a migration has run."""
+    return (
+        "INSERT INTO postroom.migrations (version, name, breaking)\n"
+        f"VALUES ({migration.version}, '{migration.name}', {str(migration.breaking).lower()})\n"
+        "ON CONFLICT DO NOTHING;\n"
+    )
+
+
+def done_sql() -> str:
+    """Writes down that the functions are this program's and the rows of before are settled."""
+    rows = [f"('functions', {latest_version()}, '{schema_digest()}', '{VERSION}')"]
+    rows += [f"('rows of {table}', 1, 'settled', '{VERSION}')" for table in QUEUES]
+    return (
+        f"INSERT INTO postroom.repeatables (name, version, digest, program)\nVALUES {', '.join(rows)}\n"
+        "ON CONFLICT (name) DO UPDATE\n"
+        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, program = EXCLUDED.program,\n"
+        "    applied_at = clock_timestamp();\n"
+    )
+
+
+def literal(value: str | None) -> str:
+    """A text as SQL has it; None is NULL."""
+    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
+
+
 async def migrate(
     database_url: str,
     *,
@@ -178,40 +208,6 @@ async def require_schema(connection: asyncpg.Connection) -> None:
         raise SchemaError(f"the database is not up to date ({steps.steps[0]}): run `postroom migrate`")
 
 
-def export(directory: Path) -> list[Path]:
-    """
-    Write the whole upgrade as SQL files, in Supabase's layout (`directory`/migrations/*.sql).
-
-    The files hold the same statements, each one transaction; indexes are built without CONCURRENTLY, which no
-    transaction allows. They record their versions, so that `migrate --check` is content afterwards.
-    """
-    folder = directory / "migrations"
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = schema_parts()
-    texts = [("preflight", _preflight())]
-    for migration in migrations():
-        body = (
-            migration.text.replace(" CONCURRENTLY", "") if migration.outside_transaction else migration.text
-        )
-        texts.append((migration.name, f"{body}\n{_record_sql(migration)}"))
-    first = "\n".join(text for name, text in parts.items() if name != _LAST_PART)
-    texts.append(("functions", f"SET check_function_bodies = off;\n{first}\nRESET check_function_bodies;\n"))
-    texts.append(("settle_old_rows", _SETTLE_ALL_SQL))
-    texts.append(("callers", parts[_LAST_PART]))
-    texts.append(
-        (
-            "access",
-            f"SELECT postroom.grant_access();\n{_LAST_STEPS}\n{_done_sql()}",
-        )
-    )
-    written = []
-    for number, (name, text) in enumerate(texts, start=1):
-        path = folder / f"20260101{number:06d}_postroom_{name}.sql"
-        path.write_text(f"SET search_path = '';\n{text}\nRESET search_path;\n", encoding="utf-8")
-        written.append(path)
-    return written
-
-
 # The steps
 
 
@@ -227,27 +223,27 @@ async def _migrate(
         )
     if to_do:
         async with connection.transaction():
-            await connection.execute(f"{_NO_SEARCH_PATH}\n{_preflight()}")
+            await connection.execute(f"{_NO_SEARCH_PATH}\n{preflight_sql()}")
         reach("migrate.preflight.after")
         for migration in await _missing(connection):
             report(f"migration {migration.version:04d} {migration.name}")
             await _apply(connection, migration, report)
         parts = schema_parts()
-        first = "\n".join(text for name, text in parts.items() if name != _LAST_PART)
+        first = "\n".join(text for name, text in parts.items() if name != LAST_PART)
         await _in_transaction(
-            connection, f"SET LOCAL check_function_bodies = off;\n{first}", report, locked=_TABLES
+            connection, f"SET LOCAL check_function_bodies = off;\n{first}", report, locked=TABLES
         )
         await _settle_old_rows(connection, deliver_newer_than, report)
         await _in_transaction(
             connection,
-            f"{parts[_LAST_PART]}\nSELECT postroom.grant_access({_literal(app_role)});",
+            f"{parts[LAST_PART]}\nSELECT postroom.grant_access({literal(app_role)});",
             report,
-            locked=_TABLES,
+            locked=TABLES,
         )
         await _settle_old_rows(connection, deliver_newer_than, report)
-        await _in_transaction(connection, f"{_LAST_STEPS}\n{_done_sql()}", report)
+        await _in_transaction(connection, f"{LAST_STEPS}\n{done_sql()}", report)
     else:
-        await _in_transaction(connection, f"SELECT postroom.grant_access({_literal(app_role)});", report)
+        await _in_transaction(connection, f"SELECT postroom.grant_access({literal(app_role)});", report)
     report(f"up to date: version {latest_version():04d}")
 
 
@@ -294,14 +290,14 @@ async def _missing(connection: asyncpg.Connection) -> list[Migration]:
 async def _apply(connection: asyncpg.Connection, migration: Migration, report: Report) -> None:
     if not migration.outside_transaction:
         await _in_transaction(
-            connection, f"{migration.text}\n{_record_sql(migration)}", report, version=migration.version
+            connection, f"{migration.text}\n{record_sql(migration)}", report, version=migration.version
         )
         return
     for statement in _statements(migration.text):
         reach("migrate.index.before")
         await _build_index(connection, statement, report)
         reach("migrate.index.after")
-    await connection.execute(_record_sql(migration))
+    await connection.execute(record_sql(migration))
     reach("migrate.record.after")
 
 
@@ -445,7 +441,7 @@ async def _settle_old_rows(connection: asyncpg.Connection, deliver_newer_than: s
     stale = None if deliver_newer_than == "all" else deliver_newer_than
     if stale is not None and await _fetchval(connection, "SELECT postroom.span($1) IS NULL", stale):
         raise MigrationFailed(f"--deliver-newer-than {stale}: write a span such as 12h or 7d, or all")
-    for table in _QUEUES:
+    for table in QUEUES:
         if await _fetchval(
             connection, "SELECT EXISTS (SELECT FROM postroom.repeatables WHERE name = $1)", f"rows of {table}"
         ):
@@ -533,29 +529,6 @@ async def _fetchval(connection: asyncpg.Connection, query: str, *arguments: obje
     return None if row is None else row[0]
 
 
-def _preflight() -> str:
-    return (files("postroom") / "sql" / "preflight.sql").read_text(encoding="utf-8")
-
-
-def _record_sql(migration: Migration) -> str:
-    return (
-        "INSERT INTO postroom.migrations (version, name, breaking)\n"
-        f"VALUES ({migration.version}, '{migration.name}', {str(migration.breaking).lower()})\n"
-        "ON CONFLICT DO NOTHING;\n"
-    )
-
-
-def _done_sql() -> str:
-    rows = [f"('functions', {latest_version()}, '{schema_digest()}', '{VERSION}')"]
-    rows += [f"('rows of {table}', 1, 'settled', '{VERSION}')" for table in _QUEUES]
-    return (
-        f"INSERT INTO postroom.repeatables (name, version, digest, program)\nVALUES {', '.join(rows)}\n"
-        "ON CONFLICT (name) DO UPDATE\n"
-        "SET version = EXCLUDED.version, digest = EXCLUDED.digest, program = EXCLUDED.program,\n"
-        "    applied_at = clock_timestamp();\n"
-    )
-
-
 # By the simple protocol: a prepared statement's portal would keep its snapshot until the transaction ends.
 _LOCK_SQL = f"""
 DO $$
@@ -567,43 +540,10 @@ END;
 $$
 """
 
-_SETTLE_ALL_SQL = """\
-DO $$
-DECLARE
-    v_table  regclass;
-    v_last   uuid;
-    v_passes integer;
-BEGIN
-    FOREACH v_table IN ARRAY ARRAY['public.email_queue', 'public.webhook_retry_queue']::regclass[] LOOP
-        v_passes := 0;
-        -- A row that somebody has locked needs another pass.
-        WHILE postroom.has_old_rows(v_table, interval '7 days') LOOP
-            v_last := NULL;
-            LOOP
-                SELECT batch.last_id INTO v_last
-                FROM postroom.settle_old_rows(v_table, interval '7 days', v_last, 500) AS batch;
-                EXIT WHEN v_last IS NULL;
-            END LOOP;
-            v_passes := v_passes + 1;
-            IF v_passes > 300 THEN
-                RAISE EXCEPTION '% has rows that stay locked: apply this migration again', v_table
-                USING ERRCODE = 'lock_not_available';
-            END IF;
-            PERFORM pg_sleep(CASE WHEN v_passes > 1 THEN 0.1 ELSE 0 END);
-        END LOOP;
-    END LOOP;
-END;
-$$;
-"""
-
 
 def _statements(text: str) -> list[str]:
     without_comments = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
     return [statement.strip() for statement in without_comments.split(";") if statement.strip()]
-
-
-def _literal(value: str | None) -> str:
-    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
 
 
 def _explained(error: asyncpg.PostgresError) -> MigrationFailed:

@@ -1,0 +1,1 @@
+"""What a Supabase project gets: migrations for `supabase db push`, functions that hand over to postroom."""
