@@ -203,6 +203,21 @@ class Settings(BaseSettings):
             sources.Fallbacks(settings_cls),
         )
 
+    @classmethod
+    def place_of(cls, field: str, table: str | None) -> str:
+        """Where a person has written a setting, for errors."""
+        if os.environ.get(sources.variable(field, table)):
+            return sources.variable(field, table)
+        return f"{sources.config_file()}: {f'{table}.' if table else ''}{sources.key(field)}"
+
+
+_kinds: list[type[Settings]] = [Settings]
+
+
+def use_settings(kind: type[Settings]) -> None:
+    """From now on load_settings() makes this kind: that of a framework, which has settings of its own."""
+    _kinds[0] = kind
+
 
 def load_settings(**overrides: object) -> Settings:
     """
@@ -219,10 +234,11 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigError(
             f"{unknown[0]} is no setting{sources.suggestion(unknown[0], Settings.model_fields)}"
         )
+    kind = _kinds[0]
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return kind(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError(_explain(error, given)) from None
+        raise ConfigError(_explain(kind, error, given)) from None
 
 
 def unknown_variables() -> dict[str, str | None]:
@@ -234,16 +250,11 @@ def unknown_variables() -> dict[str, str | None]:
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in ours}
 
 
-def _explain(error: ValidationError, given: Mapping[str, object]) -> str:
+def _explain(kind: type[Settings], error: ValidationError, given: Mapping[str, object]) -> str:
     """One line for the first wrong setting; its value is not shown, it may be a secret."""
     location = [str(part) for part in error.errors()[0]["loc"]]
     field, table, info = location[0], None, Settings.model_fields[location[0]]
     if field == "smtp" and len(location) > 1:
         field, table, info = location[1], "smtp", SmtpTimeouts.model_fields[location[1]]
-    if location[0] in given:
-        name = f"the argument {location[0]}"
-    elif os.environ.get(sources.variable(field, table)):
-        name = sources.variable(field, table)
-    else:
-        name = f"{sources.config_file()}: {f'{table}.' if table else ''}{sources.key(field)}"
+    name = f"the argument {location[0]}" if location[0] in given else kind.place_of(field, table)
     return f"{name} is wrong; allowed is {info.description or 'a table'}"

@@ -56,22 +56,13 @@ class _Source(PydanticBaseSettingsSource):
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         return None, field_name, False  # the library's way, field by field; ours give all at once
 
-    def _tables(self) -> dict[str, Mapping[str, FieldInfo]]:
-        """The settings that are tables of settings."""
-        kinds = {name: field.annotation for name, field in self.settings_cls.model_fields.items()}
-        return {
-            name: kind.model_fields
-            for name, kind in kinds.items()
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        }
-
 
 class Environment(_Source):
     """Variables; an empty one counts as unset."""
 
     def __call__(self) -> dict[str, Any]:
         found: dict[str, Any] = _set(self.settings_cls.model_fields.keys() - _NOT_VARIABLES)
-        for table, fields in self._tables().items():
+        for table, fields in tables_of(self.settings_cls).items():
             found.pop(table, None)
             if values := _set(fields, table):
                 found[table] = values
@@ -83,11 +74,7 @@ class File(_Source):
 
     def __call__(self) -> dict[str, Any]:
         path = config_file()
-        found = _fields(path, _read(path), self.settings_cls.model_fields.keys() - _FALLBACK_ONLY)
-        for table, fields in self._tables().items():
-            if isinstance(found.get(table), dict):
-                found[table] = _fields(path, found[table], fields, f"{table}.")
-        return found
+        return fields_of(str(path), _read(path), self.settings_cls)
 
 
 class Fallbacks(_Source):
@@ -95,6 +82,33 @@ class Fallbacks(_Source):
 
     def __call__(self) -> dict[str, Any]:
         return {field: os.environ[name] for field, name in _FALLBACKS.items() if os.environ.get(name)}
+
+
+def tables_of(settings_cls: type[BaseModel]) -> dict[str, Mapping[str, FieldInfo]]:
+    """The settings that are tables of settings, each with its fields."""
+    kinds = {name: field.annotation for name, field in settings_cls.model_fields.items()}
+    return {
+        name: kind.model_fields
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
+
+
+def fields_of(where: str, written: dict[str, Any], settings_cls: type[BaseModel]) -> dict[str, Any]:
+    """
+    What a person has written by the keys of postroom.toml, by the names of the fields.
+
+    Args:
+        where: What he wrote it in, for errors.
+
+    Raises:
+        ConfigError: A key is no setting.
+    """
+    found = _fields(where, written, settings_cls.model_fields.keys() - _FALLBACK_ONLY)
+    for table, fields in tables_of(settings_cls).items():
+        if isinstance(found.get(table), dict):
+            found[table] = _fields(where, found[table], fields, f"{table}.")
+    return found
 
 
 _FALLBACK_ONLY = {"resend_api_key"}
@@ -120,9 +134,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _fields(path: Path, table: dict[str, Any], fields: Iterable[str], prefix: str = "") -> dict[str, Any]:
+def _fields(where: str, table: dict[str, Any], fields: Iterable[str], prefix: str = "") -> dict[str, Any]:
     names = {key(field): field for field in fields}
     for name in table:
         if name not in names:
-            raise ConfigError(f"{path}: {prefix}{name} is no setting{suggestion(name, names)}")
+            raise ConfigError(f"{where}: {prefix}{name} is no setting{suggestion(name, names)}")
     return {names[name]: value for name, value in table.items()}

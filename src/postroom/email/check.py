@@ -48,9 +48,13 @@ def check_email(
     metadata: object = None,
     email_type: object = None,
     idempotency_key: object = None,
+    may_be_empty: bool = False,
 ) -> AcceptedEmail:
     """
     Check all that a caller gives for one e-mail; values of any type may come in.
+
+    Args:
+        may_be_empty: Whether it may have neither html nor text.
 
     Returns:
         The same values, addresses in their one written form, None where a value was not given.
@@ -62,7 +66,7 @@ def check_email(
     """
     body_html = _check_body("html", html)
     body_text = None if text is None else _check_body("text", text)
-    if not body_html.strip() and not (body_text or "").strip():
+    if not may_be_empty and not body_html.strip() and not (body_text or "").strip():
         raise InvalidEmail("html", "is empty, and so is text; give one of them")
     body_bytes = len(body_html.encode()) + len((body_text or "").encode())
     if body_bytes > BODY_BYTES_MAX:

@@ -11,7 +11,8 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from datetime import datetime
@@ -128,9 +129,12 @@ class Batch:
         return f"[{','.join(self.documents)}]"
 
 
-def check(email: Email) -> QueueableEmail:
+def check(email: Email, *, may_be_empty: bool = False) -> QueueableEmail:
     """
     Check one e-mail at the door.
+
+    Args:
+        may_be_empty: Whether it may have a subject and nothing else.
 
     Raises:
         InvalidEmail: It can never be stored or sent; the error names the field.
@@ -146,6 +150,7 @@ def check(email: Email) -> QueueableEmail:
         metadata=email.metadata,
         email_type=email.email_type,
         idempotency_key=email.idempotency_key,
+        may_be_empty=may_be_empty,
     )
     return QueueableEmail(
         accepted,
@@ -228,6 +233,34 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
     raise TypeError(
         f"connection= takes a connection of asyncpg or psycopg 3, not {type(connection).__qualname__}"
     )
+
+
+def enqueue_by(
+    fetch: Callable[[str, list[str]], Sequence[Any]],
+    emails: Sequence[QueueableEmail],
+    *,
+    together: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[UUID]:
+    """
+    Queue e-mails in the caller's own transaction, by the function that runs his SQL.
+
+    Args:
+        fetch: Runs a statement with %s where its values go, and gives its rows.
+        together: Makes a transaction for several statements, where the caller may have none.
+
+    Raises:
+        InvalidEmail, SchemaError: As enqueue().
+        Errors of fetch: The transaction is the caller's, and so is what ends it.
+    """
+    batches = _batches(emails)
+    try:
+        with together() if len(batches) > 1 else nullcontext():
+            return _in_order(batches, [fetch(_PSYCOPG_SQL, [batch.json]) for batch in batches])
+    except Exception as error:
+        told = _explained(_of_the_driver(error), batches)
+        if not isinstance(told, PostroomError):
+            raise
+        raise told from error
 
 
 Answers = list[Sequence[Any]]
@@ -346,9 +379,19 @@ def _integer(name: str, value: object, least: int) -> int:
     return value
 
 
-def _explained(error: Exception, batches: Sequence[Batch]) -> Exception:
+def _of_the_driver(error: BaseException) -> BaseException:
+    """What the driver raised, where a framework has wrapped it."""
+    cause = error.__cause__
+    return error if cause is None or _sqlstate(error) else cause
+
+
+def _sqlstate(error: BaseException) -> str:
+    return str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
+
+
+def _explained(error: BaseException, batches: Sequence[Batch]) -> BaseException:
     """What the database says, as an error of ours where it says what to do; else the driver's own."""
-    state = str(getattr(error, "sqlstate", None) or "")
+    state = _sqlstate(error)
     text = str(error).partition("\n")[0]
     if state in ("42883", "42P01", "3F000"):
         return SchemaError(f"the database is not up to date ({text}): run `postroom migrate`")

@@ -1,0 +1,26 @@
+"""
+postroom in Django: mail and webhooks in the transactions of the ORM.
+
+    EMAIL_BACKEND = "postroom.django.EmailBackend"
+    INSTALLED_APPS = [..., "postroom.django"]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from postroom.django.backend import EmailBackend
+
+__all__ = ["EmailBackend"]
+
+
+if not TYPE_CHECKING:  # Django imports this before its settings and its models are there
+
+    def __getattr__(name):
+        """Import each when it is first asked for."""
+        if name == "EmailBackend":
+            from postroom.django.backend import EmailBackend
+
+            return EmailBackend
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,185 @@
+"""
+Settings in Django: POSTROOM = {...} stands where postroom.toml stands elsewhere.
+
+The environment wins over it. What it leaves out is taken from Django's own settings: the database from
+DATABASES, the sender from DEFAULT_FROM_EMAIL, the transport from EMAIL_HOST and its like, where that is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from django.conf import settings as django_settings
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils.connection import ConnectionDoesNotExist
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from postroom import settings_sources as sources
+from postroom.errors import ConfigError
+from postroom.settings import Settings
+
+NAME = "POSTROOM"
+_ALIAS = "database"
+
+# What both libpq and asyncpg know; the rest of OPTIONS is Django's, or for its own sessions.
+_OPTIONS = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslpassword",
+    "target_session_attrs",
+    "passfile",
+    "service",
+)
+
+
+def alias() -> str:
+    """
+    Which of DATABASES has the queue.
+
+    Raises:
+        ConfigError: POSTROOM is no dictionary, or names one that is not there.
+    """
+    name = next((value for key, value in _given().items() if key.lower() == _ALIAS), DEFAULT_DB_ALIAS)
+    if name not in connections:
+        there = ", ".join(sorted(connections))
+        raise ConfigError(
+            f'POSTROOM["DATABASE"] names {name!r}, which is not in DATABASES; there are {there}'
+        )
+    return str(name)
+
+
+def database_url(using: str) -> str:
+    """
+    The address of one of DATABASES; in Django's tests, of the test database.
+
+    Raises:
+        ConfigError: It is none of PostgreSQL's, or is not whole.
+    """
+    try:
+        connection = connections[using]
+        if connection.vendor != "postgresql":
+            raise ConfigError(f"postroom needs PostgreSQL, and DATABASES[{using!r}] is {connection.vendor}")
+        given = connection.get_connection_params()
+    except (ImproperlyConfigured, ConnectionDoesNotExist) as error:
+        raise ConfigError(f"DATABASES[{using!r}]: {error}") from error
+    user, password = (quote(str(given.get(name) or ""), safe="") for name in ("user", "password"))
+    host, port = str(given.get("host") or ""), str(given.get("port") or "")
+    query = {name: str(given[name]) for name in _OPTIONS if given.get(name)}
+    place = ""
+    if host and not host.startswith(("/", "@")) and "," not in host:
+        place = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    else:
+        query |= {name: value for name, value in (("host", host), ("port", port)) if value}
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    name = quote(str(given.get("dbname") or ""), safe="")
+    return f"postgresql://{login}{place}/{name}" + (f"?{urlencode(query)}" if query else "")
+
+
+class DjangoSettings(Settings):
+    """The settings of a process of Django's."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over POSTROOM, and that over postroom.toml and what Django has."""
+        return (
+            init_settings,
+            _TestDatabase(settings_cls),
+            sources.Environment(settings_cls),
+            _Given(settings_cls),
+            sources.File(settings_cls),
+            sources.Fallbacks(settings_cls),
+            _OfDjango(settings_cls),
+        )
+
+    @classmethod
+    def place_of(cls, field: str, table: str | None) -> str:
+        """See Settings."""
+        if os.environ.get(sources.variable(field, table)):
+            return super().place_of(field, table)
+        for key in _given():
+            if (table or sources.key(field)) == key.lower():
+                return f'{NAME}["{key}"]' + (f'["{sources.key(field)}"]' if table else "")
+        if field == "transport" and _of_django().get("transport"):
+            return "EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER and EMAIL_HOST_PASSWORD"
+        return super().place_of(field, table)
+
+
+class _Dictionary(PydanticBaseSettingsSource):
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+
+class _TestDatabase(_Dictionary):
+    """In Django's tests nothing but the test database is touched, whatever address is set elsewhere."""
+
+    def __call__(self) -> dict[str, Any]:
+        if not hasattr(mail, "outbox"):  # setup_test_environment() makes it
+            return {}
+        return {"database_url": database_url(alias()), "listen_url": None}
+
+
+class _Given(_Dictionary):
+    """POSTROOM = {...}: keys as in postroom.toml, or as the variables without POSTROOM_."""
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        tables = sources.tables_of(self.settings_cls)
+        for key, value in _given().items():
+            name = key.lower()
+            if name == _ALIAS:
+                continue
+            table = next((one for one in tables if name.startswith(f"{one}_")), None)
+            if table is not None:
+                found.setdefault(table, {})[name.removeprefix(f"{table}_")] = value
+            else:
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return sources.fields_of(NAME, found, self.settings_cls)
+
+
+class _OfDjango(_Dictionary):
+    """What Django's own settings say."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _of_django()
+
+
+def _given() -> Mapping[str, Any]:
+    given = getattr(django_settings, NAME, None) or {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f'{NAME} must be a dictionary of settings, such as {{"TRANSPORT": "smtp://host"}}')
+    return given
+
+
+def _of_django() -> dict[str, Any]:
+    found = {"database_url": database_url(alias()), "sender": str(django_settings.DEFAULT_FROM_EMAIL)}
+    if django_settings.is_overridden("EMAIL_HOST") and django_settings.EMAIL_HOST:
+        found["transport"] = _smtp_url()
+    return found
+
+
+def _smtp_url() -> str:
+    given = django_settings
+    user, password = (
+        quote(text or "", safe="") for text in (given.EMAIL_HOST_USER, given.EMAIL_HOST_PASSWORD)
+    )
+    login = f"{user}:{password}@" if user else ""
+    scheme = "smtps" if given.EMAIL_USE_SSL else "smtp"
+    # What Django calls TLS is STARTTLS, and it goes on without only where it is not asked to.
+    options = "?starttls=required" if given.EMAIL_USE_TLS else ""
+    return f"{scheme}://{login}{given.EMAIL_HOST}:{given.EMAIL_PORT}{options}"
