@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from postroom.database.audit import Actor
 from postroom.errors import PostroomError
-from postroom.queue.engine import Engine
+from postroom.queue.engine import Engine, Pass
 from postroom.queue.status import read_workers
 from postroom.schedule.by_hand import run_by_hand
 from postroom.schedule.cleanup import Step, cleanup
@@ -106,9 +106,7 @@ async def _process_emails(room: Room, run: Run) -> str:
     if left := await _left_to_workers(room, "email"):
         return left
     ended = await _pass(room.email_engine(), run)
-    paused = "".join(
-        f"; {pause.name} is paused: {pause.reason}" for pause in room.delivery.transport.pauses()
-    )
+    paused = f"; {ended.paused}" if ended.paused else ""
     return f"{ended.done:,} sent, {ended.failed:,} failed, {ended.put_back:,} put back to wait{paused}"
 
 
@@ -118,7 +116,8 @@ async def _process_webhooks(room: Room, run: Run) -> str:
         return left
     await room.prepare_handlers()
     ended = await _pass(room.webhook_engine(), run)
-    return f"{ended.done:,} processed, {ended.failed:,} failed"
+    paused = f"; {ended.paused}" if ended.paused else ""
+    return f"{ended.done:,} processed, {ended.failed:,} failed{paused}"
 
 
 async def _left_to_workers(room: Room, queue: str) -> str | None:
@@ -130,7 +129,7 @@ async def _left_to_workers(room: Room, queue: str) -> str | None:
     return f"left to {count_of(len(alive), 'worker')}" if alive else None
 
 
-async def _pass(engine: Engine[Any], run: Run) -> Any:
+async def _pass(engine: Engine[Any], run: Run) -> Pass:
     return await engine.run_pass(limit_s=PASS_S_MAX, stop=run.stop)
 
 

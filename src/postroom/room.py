@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from postroom.email.store import EmailStore
     from postroom.queue.claim import Work
     from postroom.queue.engine import Engine
+    from postroom.queue.pauses import Pauses
     from postroom.schedule.scheduler import Scheduler
     from postroom.telemetry.signals import Telemetry
     from postroom.webhooks.delivery import Delivery as WebhookDelivery
@@ -67,6 +68,7 @@ class Room:
         self._url: str | None = None
         self._database: Database | None = None
         self._delivery: Delivery | None = None
+        self._pauses: Pauses | None = None
         self._handlers: tuple[Handlers, Slots, asyncio.Semaphore] | None = None
         self._registry: Registry | None = None
 
@@ -221,7 +223,7 @@ class Room:
     async def close(self) -> None:
         """Close what is open; the room can be opened again."""
         exits, self._exit = self._exit, AsyncExitStack()
-        self._database = self._delivery = self._handlers = self._url = self._loop = None
+        self._database = self._delivery = self._pauses = self._handlers = self._url = self._loop = None
         await exits.aclose()
 
     async def __aenter__(self) -> Self:
@@ -274,6 +276,15 @@ class Room:
         return EmailStore(self.database, sender=self.sender)
 
     @property
+    def pauses(self) -> Pauses:
+        """What persons have paused, as this process knows it."""
+        if self._pauses is None:
+            from postroom.queue.pauses import Pauses
+
+            self._pauses = Pauses(self.database)
+        return self._pauses
+
+    @property
     def delivery(self) -> Delivery:
         """E-mail's way out: one for the whole process, so that its connections and its pauses are shared."""
         if self._delivery is None:
@@ -282,8 +293,16 @@ class Room:
 
             transport = from_urls(self.settings.transport_urls, self.settings)
             self._exit.push_async_callback(transport.close)
-            self._delivery = Delivery(self.emails, transport)
+            self._delivery = Delivery(self.emails, transport, self.pauses)
         return self._delivery
+
+    @property
+    def transport_names(self) -> list[str]:
+        """The transports of POSTROOM_TRANSPORT as status shows them; none where it is wrong."""
+        try:
+            return self.delivery.transport.names
+        except ConfigError:
+            return []
 
     def email_engine(self, *, attempt_deadline_s: float | None = None) -> Engine[OutgoingEmail]:
         """A worker of the e-mail queue."""
@@ -371,7 +390,7 @@ class Room:
         from postroom.webhooks.delivery import Delivery
 
         assert self._handlers is not None, "prepare_handlers() comes first"
-        return Delivery(self.webhooks, *self._handlers)
+        return Delivery(self.webhooks, *self._handlers, self.pauses)
 
     def webhook_engine(self, *, attempt_deadline_s: float | None = None) -> Engine[ClaimedEvent]:
         """A worker of the webhook queue; prepare_handlers() comes first."""
@@ -463,4 +482,4 @@ class Room:
         # asyncio.run() has ended, and with it whatever was open: as if nothing had been.
         self._exit = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._database = self._delivery = self._handlers = self._url = self._loop = None
+        self._database = self._delivery = self._pauses = self._handlers = self._url = self._loop = None

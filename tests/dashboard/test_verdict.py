@@ -10,7 +10,8 @@ import pytest
 
 from postroom.dashboard.verdict import House, judge
 from postroom.queue.depths import Depths
-from postroom.queue.status import LimitStatus, TransportStatus, WorkerStatus
+from postroom.queue.pauses import Pause
+from postroom.queue.status import LimitStatus, WorkerStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LIMIT = LimitStatus("email:global", "100/60s", 100, 100, 3.0)
@@ -43,7 +44,7 @@ def _house(
         "now": NOW,
         "depths": depths,
         "paused": [],
-        "transports": 1,
+        "ways": ["smtp:relay"],
         "limit": None,
         "scheduler_missing": False,
         "alerts": 0,
@@ -71,7 +72,7 @@ def test_what_needs_a_person_while_mail_flows_is_said_as_that() -> None:
     assert [remark.text for remark in verdict.others] == ["2 alerts are open"]
 
 
-PAUSED = TransportStatus("smtp:relay", NOW + timedelta(seconds=5), "connection refused", 3)
+PAUSED = Pause("transport", "smtp:relay", None, None, NOW + timedelta(seconds=5), "connection refused", 3)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +109,19 @@ def test_what_does_not_flow_comes_before_all_else(house: House, begins: str, pat
 
 def test_a_transport_that_is_down_beside_another_stops_nothing() -> None:
     """Mail leaves by the other one."""
-    verdict = judge(_house(paused=[PAUSED], transports=2))
+    verdict = judge(_house(paused=[PAUSED], ways=["smtp:relay", "smtp:other"]))
     assert verdict.level == "attention"
     assert verdict.text.endswith("because: connection refused; mail goes another way.")
+
+
+def test_a_queue_that_a_person_has_paused_is_said_with_who_and_why_and_is_not_late() -> None:
+    """Nothing else is as urgent; its age follows from it."""
+    held = Pause("queue", "email", "ada", NOW - timedelta(hours=1), None, "the provider moves")
+    verdict = judge(_house(paused=[held], late_s=3_600, live={("email", "paused"): 7}))
+    assert verdict.level == "bad"
+    assert verdict.text.startswith("No e-mails leave: the queue is paused by ada since ")
+    assert verdict.text.endswith("(1 h ago) because: the provider moves.")
+    assert verdict.others == []
 
 
 def test_what_waits_for_the_limit_of_all_is_held_and_not_late() -> None:

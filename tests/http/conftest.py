@@ -67,7 +67,7 @@ async def serving(
     recorder = Recorder()
     await room.open()
     if not real_transport:
-        room._delivery = Delivery(room.emails, Failover([recorder]))
+        room._delivery = Delivery(room.emails, Failover([recorder]), room.pauses)
     served = app(room)
     task = asyncio.create_task(serve(served, "127.0.0.1", 0, ready=address.set_result, stop=stop))
     task.add_done_callback(lambda _: address.done() or address.cancel())

@@ -18,6 +18,7 @@ from postroom.email.store import EmailStore
 from postroom.email.transports.base import Start
 from postroom.email.transports.failover import Failover
 from postroom.queue.engine import Engine
+from postroom.queue.pauses import Pauses
 
 Behaviour = Callable[[OutgoingEmail], Awaitable[str]]
 
@@ -49,7 +50,9 @@ class House:
     def engine(self, recorder: Recorder | None = None, **options: Any) -> Engine[OutgoingEmail]:
         """One more worker."""
         delivery = Delivery(
-            EmailStore(self.database, sender="shop@example.com"), Failover([recorder or self.recorder])
+            EmailStore(self.database, sender="shop@example.com"),
+            Failover([recorder or self.recorder]),
+            Pauses(self.database),
         )
         return Engine(delivery, self.database, **options)
 

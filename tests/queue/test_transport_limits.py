@@ -12,6 +12,7 @@ from postroom.email.store import BOOKS_A_LOOK, EmailStore
 from postroom.email.transports.failover import Failover
 from postroom.errors import TransportDown
 from postroom.queue.engine import Engine
+from postroom.queue.pauses import Pauses
 from tests.queue.conftest import House, Recorder
 
 FIRST, SECOND = "smtp://first.example:25", "resend"
@@ -24,7 +25,9 @@ async def down(_: OutgoingEmail) -> str:
 
 def engine_of(house: House, *recorders: Recorder, start_good_s: float | None = None) -> Engine[OutgoingEmail]:
     """A worker with several transports."""
-    delivery = Delivery(EmailStore(house.database, sender="shop@example.com"), Failover(recorders))
+    delivery = Delivery(
+        EmailStore(house.database, sender="shop@example.com"), Failover(recorders), Pauses(house.database)
+    )
     if start_good_s is not None:
         delivery.start_good_s = start_good_s
     return Engine(delivery, house.database)

@@ -38,7 +38,7 @@ async def _explain(row_id: UUID) -> Explanation | None:
     from postroom.queues import QUEUES
 
     async with opened_room() as room:
-        return await find(room.database, QUEUES, row_id)
+        return await find(room.database, QUEUES, row_id, ways=room.transport_names)
 
 
 def _print(explanation: Explanation) -> None:

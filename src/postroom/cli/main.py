@@ -23,6 +23,7 @@ from postroom.cli import (
     explain,
     key,
     migrate,
+    pause,
     psql,
     running,
     send,
@@ -45,6 +46,8 @@ _ORDER = (
     "stats",
     "explain",
     "dead-letters",
+    "pause",
+    "resume",
     "settings",
 )
 
@@ -77,6 +80,8 @@ app.command("status")(status.status)
 app.command("stats")(stats.stats)
 app.command("explain")(explain.explain)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.command("pause")(pause.pause)
+app.command("resume")(pause.resume)
 app.add_typer(settings.app, name="settings")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(cron.app, name="cron")

@@ -9,7 +9,7 @@ import typer
 
 from postroom.cli.house import opened_room, run
 from postroom.cli.screen import heading, print_json, print_table, print_text, progress
-from postroom.wording import away, clock, count_of, duration, moment
+from postroom.wording import away, clock, count_of, duration
 
 if TYPE_CHECKING:
     from postroom.queue.status import QueueStatus, Status, WorkerStatus
@@ -24,6 +24,7 @@ _WAITS = {
     "send_at": "for the time it is to go out at",
     "next_retry_at": "for its next_retry_at",
     "transport": "for its transport",
+    "paused": "for their queue to be resumed",
     "refused": "for a trigger or constraint to be changed (`postroom explain ID`)",
 }
 
@@ -104,14 +105,12 @@ def _print_workers(found: Status) -> None:
     if found.oldest_snapshot is not None:
         heading("Old snapshot")
         print_text(f"{found.oldest_snapshot}: the queue slows down; `postroom doctor` says what to do")
-    if found.transports:
-        heading("Paused transports")
-    for transport in found.transports:
-        reason = f": {transport.reason}" if transport.reason else ""
-        failures = count_of(transport.failures, "failure")
-        print_text(
-            f"{transport.name} until {moment(transport.paused_until, found.now)}, after {failures}{reason}"
-        )
+    if found.paused:
+        heading("Paused")
+    for pause in found.paused:
+        print_text(f"{pause.what} is {pause.said(found.now)}")
+        if pause.by_hand:
+            print_text(f"it goes on by: {pause.resume_command}", "  ")
 
 
 def _print_cron(found: CronStatus) -> None:

@@ -154,16 +154,19 @@ class Drain:
     async def __call__(self, staying: Staying) -> None:
         """
         Raises:
-            PostroomError: A transport is paused, so what is due stays.
+            PostroomError: Something is paused, so what is due stays.
         """
         if "webhooks" in self.queues:
             check_sources(staying.room)
         if not await staying.opened():
             return
+        paused: list[str | None] = []
         if "webhooks" in self.queues:
-            await _drain_webhooks(staying)
+            paused.append(await _drain_webhooks(staying))
         if "email" in self.queues:
-            await _drain_emails(staying)
+            paused.append(await _drain_emails(staying))
+        if why := "; ".join(filter(None, paused)):
+            raise PostroomError(f"what is due stays in the queue, since {why}")
 
 
 def check_sources(room: Room) -> None:
@@ -186,19 +189,20 @@ def check_alerts(room: Room) -> None:
     assert room.alerts is not None
 
 
-async def _drain_emails(staying: Staying) -> None:
+async def _drain_emails(staying: Staying) -> str | None:
+    """Why what is due stays, where it does."""
     ended = await staying.room.email_engine().run_pass(until_nothing_due=True, stop=staying.stop)
     waiting = f"{ended.put_back:,} put back to wait"
     print_line(f"{count_of(ended.done, 'e-mail')} sent, {ended.failed:,} failed, {waiting}")
-    if staying.room.delivery.paused_s() > 0:
-        pause = staying.room.delivery.transport.pauses()[0]
-        raise PostroomError(f"what is due stays in the queue, since {pause.name} is paused: {pause.reason}")
+    return ended.paused
 
 
-async def _drain_webhooks(staying: Staying) -> None:
+async def _drain_webhooks(staying: Staying) -> str | None:
+    """The same for events."""
     await staying.room.prepare_handlers()
     ended = await staying.room.webhook_engine().run_pass(until_nothing_due=True, stop=staying.stop)
     print_line(f"{count_of(ended.done, 'webhook event')} processed, {ended.failed:,} failed")
+    return ended.paused
 
 
 async def _workers(staying: Staying, queues: Collection[str]) -> list[Coroutine[Any, Any, None]]:

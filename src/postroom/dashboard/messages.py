@@ -81,7 +81,7 @@ async def message(request: Request) -> Response:
     """One message."""
     kind, message_id = _kind(request), request.path_params["id"]
     database = site_of(request).room.database
-    explained = await explain(database, QUEUES, message_id)
+    explained = await explain(database, QUEUES, message_id, ways=site_of(request).room.transport_names)
     row = await read_row(database, kind.queue, message_id)
     if explained is None or row is None:
         raise Problem(404, f"There is no {kind.queue.noun} {message_id}: it may be gone by its retention.")

@@ -21,7 +21,8 @@ from postroom.dashboard.verdict import House, judge
 from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
 from postroom.queue.depths import Depths, read_depths
-from postroom.queue.status import read_limit_waits, read_limits, read_paused_transports
+from postroom.queue.pauses import read_pauses
+from postroom.queue.status import read_limit_waits, read_limits
 from postroom.queue.times import MEASURES, Flow, QueueFlow, read_flow, read_last_minute
 from postroom.queues import EMAILS, QUEUES
 from postroom.room import Room
@@ -73,7 +74,8 @@ async def flow(request: Request) -> Response:
 async def _live(room: Room) -> dict[str, Any]:
     database = room.database
     depths = await read_depths(database, QUEUES)
-    paused = await read_paused_transports(database)
+    paused = await read_pauses(database)
+    held = [pause.name for pause in paused if pause.kind == "transport"]
     cron = await read_cron(database)
     alerts = [alert for alert in await AlertStore(database).read() if alert.fired_at and not alert.over_at]
     snapshot = next(iter(await read_snapshot_holders(database, count_max=1)), None)
@@ -83,7 +85,7 @@ async def _live(room: Room) -> dict[str, Any]:
             now=datetime.now(UTC),
             depths=depths,
             paused=paused,
-            transports=len(room.settings.transport_urls),
+            ways=room.transport_names,
             limit=next(iter(depths.limits), None),
             scheduler_missing=cron.leader is None and _needs_scheduler(cron),
             alerts=len(alerts),
@@ -96,8 +98,8 @@ async def _live(room: Room) -> dict[str, Any]:
         "queues": [_queue(depths, last_minute, queue.name) for queue in QUEUES],
         "workers": [*depths.workers, *depths.helpers],
         "limits": await _limits(database, depths),
-        "paused": {transport.name: transport for transport in paused},
-        "known": depths.transports,
+        "paused": {pause.name: pause for pause in paused if pause.kind == "transport"},
+        "known": [*dict.fromkeys([*room.transport_names, *depths.transports, *held])],
         "cron": cron,
         "alerts": alerts,
         "snapshot": snapshot,

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Literal
 
 from postroom.queue.depths import Depths
-from postroom.queue.status import LimitStatus, TransportStatus
+from postroom.queue.pauses import Pause
+from postroom.queue.status import LimitStatus
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES
-from postroom.wording import clock, count_of, duration
+from postroom.wording import count_of, duration
 
 LATE_S = 300.0
 """What is due and has not been attempted for so long is late, as the alert `queue_age` has it."""
@@ -63,8 +64,8 @@ class House:
     What is judged.
 
     Attributes:
-        paused: The transports that are.
-        transports: How many e-mail could leave by.
+        paused: Queues and transports that are.
+        ways: The names of the transports that e-mail could leave by.
         limit: The one of all e-mails; None where it is off.
         scheduler_missing: Jobs of postroom's scheduler are active, and nobody leads.
         alerts: How many are open.
@@ -74,8 +75,8 @@ class House:
 
     now: datetime
     depths: Depths
-    paused: Sequence[TransportStatus]
-    transports: int
+    paused: Sequence[Pause]
+    ways: Sequence[str]
     limit: LimitStatus | None
     scheduler_missing: bool
     alerts: int
@@ -97,7 +98,7 @@ def judge(house: House) -> Verdict:
 
 def _remarks(house: House) -> Iterator[Remark]:
     yield from _workers(house)
-    yield from _transports(house)
+    yield from _paused(house)
     for queue in QUEUES:
         yield from _line(house, queue)
     yield from _attention(house)
@@ -118,16 +119,22 @@ def _workers(house: House) -> Iterator[Remark]:
         yield Remark(level, f"no worker takes {queue.noun}s{wait}: {_START}", _list(queue), "What waits")
 
 
-def _transports(house: House) -> Iterator[Remark]:
+def _paused(house: House) -> Iterator[Remark]:
+    for queue in QUEUES:
+        if (held := _held(house, queue)) is not None:
+            verb = "leave" if queue is EMAILS else "are handled"
+            text = f"no {queue.noun}s {verb}: the queue is {held.said(house.now)}"
+            yield Remark("bad", text, _list(queue), "What waits")
     for transport in house.paused:
-        until = clock(transport.paused_until, house.now)
-        reason = f" because: {transport.reason.rstrip('.')}" if transport.reason else ""
-        if len(house.paused) >= house.transports:
-            text = f"mail does not leave: {transport.name} is paused until {until}{reason}"
-            yield Remark("bad", text, _list(EMAILS), "What waits")
+        if transport.kind != "transport":
+            continue
+        path, act = _list(EMAILS), "What waits"
+        if _no_way_is_left(house):
+            text = f"mail does not leave: {transport.name} is {transport.said(house.now)}"
+            yield Remark("bad", text, path, act)
         else:
-            text = f"{transport.name} is paused until {until}{reason}; mail goes another way"
-            yield Remark("attention", text, _list(EMAILS), "What waits")
+            text = f"{transport.name} is {transport.said(house.now)}; mail goes another way"
+            yield Remark("attention", text, path, act)
 
 
 def _line(house: House, queue: QueueTable) -> Iterator[Remark]:
@@ -137,7 +144,7 @@ def _line(house: House, queue: QueueTable) -> Iterator[Remark]:
     if queue is EMAILS and held and house.limit is not None:
         limit = f"the limit {house.limit.key} ({house.limit.setting})"
         yield Remark("attention", f"{_count(held, queue)} wait for {limit}", "/settings", "Its setting")
-    elif late_s > LATE_S and _has_worker(house, queue) and not (queue is EMAILS and house.paused):
+    elif late_s > LATE_S and _has_worker(house, queue) and not _is_paused(house, queue):
         text = f"{queue.noun}s are late: the oldest has been due for {duration(late_s)}"
         yield Remark("bad", text, _list(queue), "What waits")
     if refused := house.depths.live.get((queue.name, "refused"), 0):
@@ -158,6 +165,20 @@ def _attention(house: House) -> Iterator[Remark]:
     if house.snapshot is not None:
         text = f"an old snapshot slows the queues: {house.snapshot}; `postroom doctor` says what to do"
         yield Remark("attention", text, "#alerts", "More")
+
+
+def _held(house: House, queue: QueueTable) -> Pause | None:
+    """Its pause, where a person has paused it."""
+    return next((one for one in house.paused if (one.kind, one.name) == ("queue", queue.name)), None)
+
+
+def _no_way_is_left(house: House) -> bool:
+    paused = {one.name for one in house.paused if one.kind == "transport"}
+    return bool(paused) and paused.issuperset(house.ways)
+
+
+def _is_paused(house: House, queue: QueueTable) -> bool:
+    return _held(house, queue) is not None or (queue is EMAILS and _no_way_is_left(house))
 
 
 def _has_worker(house: House, queue: QueueTable) -> bool:

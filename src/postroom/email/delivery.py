@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from time import monotonic
 from uuid import UUID
 
 from postroom import log
 from postroom.email.burden import Burden, is_large
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import START_GOOD_S, EmailStore
-from postroom.email.transports.failover import Failover
+from postroom.email.transports.failover import Failover, Pause
 from postroom.failpoints import reach
 from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
+from postroom.queue.outcome import Verdict
+from postroom.queue.pauses import LOOK_S, Pauses
 
 BEYOND_MAX = 500
 
@@ -26,19 +29,22 @@ class Delivery:
 
     Args:
         transport: The transports of POSTROOM_TRANSPORT, in their order.
+        pauses: What persons have paused.
     """
 
     queue = "email"
     start_good_s = START_GOOD_S
 
-    def __init__(self, store: EmailStore, transport: Failover) -> None:
+    def __init__(self, store: EmailStore, transport: Failover, pauses: Pauses) -> None:
         self.store = store
         self.transport = transport
+        self._pauses = pauses
         self._beyond = 0
         self._planned = 0
         self._burden = Burden()
         self._published: set[asyncio.Task[None]] = set()
         transport.on_change = self._publish_pauses
+        transport.held = self._held
 
     async def claim(
         self, worker: UUID, limit: int, before: datetime | None, held: int
@@ -83,8 +89,22 @@ class Delivery:
         async with self._burden.in_flight(claim.item):
             return await self.transport.send(claim.item, start, on_route=take)
 
+    async def look_at_pauses(self, *, older_than_s: float = LOOK_S) -> None:
+        await self._pauses.look(older_than_s=older_than_s)
+
     def paused_s(self) -> float:
-        return self.transport.paused_for_s() or 0.0
+        return max(self._pauses.left_s("queue", self.queue), self.transport.paused_for_s() or 0.0)
+
+    def paused_as(self) -> str:
+        held = self._pauses.of("queue", self.queue) is not None
+        return "released" if held else Verdict.TRANSPORT_DOWN
+
+    def why_paused(self) -> str | None:
+        if (held := self._pauses.of("queue", self.queue)) is not None:
+            return f"queue {self.queue} is {held.said(datetime.now(UTC))}"
+        if self.transport.paused_for_s() is None:
+            return None
+        return "; ".join(f"{pause.name} is {pause.said}" for pause in self.transport.pauses())
 
     def claim_limit(self, room: int) -> int:
         all_were_down = len(self.transport.pauses()) == len(self.transport.transports)
@@ -120,6 +140,13 @@ class Delivery:
             waits_for=begun.waits_for,
             until=begun.due_at.isoformat() if begun.due_at else None,
         )
+
+    def _held(self, name: str) -> Pause | None:
+        """What a person has paused, as one of the pauses of transports that are down."""
+        if (held := self._pauses.of("transport", name)) is None:
+            return None
+        until = monotonic() + self._pauses.left_s("transport", name)
+        return Pause(name, until, held.in_short, failures=0, by_hand=True)
 
     def _publish_pauses(self, name: str, pause_s: float | None, reason: str | None, failures: int) -> None:
         if pause_s is not None:

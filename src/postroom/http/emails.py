@@ -50,8 +50,8 @@ async def process_email_queue(request: Request) -> Response:
     if done.began_at is not None:
         held = await doors.room.emails.count_held_by_limit(done.began_at)
     errors = list(done.errors)
-    if (paused_s := doors.room.delivery.paused_s()) > 0:
-        errors.append(f"the transport is down; it is tried again in {ceil(paused_s)} s")
+    if done.paused:
+        errors.append(done.paused)
     counts = {"processed": done.done, "failed": done.failed, "rateLimited": done.put_back + held}
     answer: dict[str, Any] = {**counts, "total": sum(counts.values())}
     return json_answer(answer | {"errors": errors} if errors else answer)

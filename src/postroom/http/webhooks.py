@@ -99,7 +99,8 @@ async def process_webhook_retries(request: Request) -> Response:
     await doors.keyring.require_service(request)
     done = await doors.webhook_passes.run()
     answer = {"processed": done.done, "failed": done.failed, "total": done.done + done.failed}
-    return json_answer(answer | {"errors": done.errors} if done.errors else answer)
+    errors = [*done.errors, *([done.paused] if done.paused else [])]
+    return json_answer(answer | {"errors": errors} if errors else answer)
 
 
 async def _answer(doors: Doors, source: Source, came: WebhookRequest, facts: Facts) -> Response:

@@ -153,8 +153,20 @@ class Work(Protocol[T]):
         """
         ...
 
+    async def look_at_pauses(self, *, older_than_s: float = ...) -> None:
+        """Learn what persons have paused, where that was not done a short while ago."""
+        ...
+
     def paused_s(self) -> float:
-        """Seconds for which nothing can be attempted; 0 where it can."""
+        """Seconds for which nothing can be attempted; 0 where it can, infinity where a person ends it."""
+        ...
+
+    def paused_as(self) -> str:
+        """The verdict that rows are given back with meanwhile."""
+        ...
+
+    def why_paused(self) -> str | None:
+        """What is paused, by whom and why, as part of a sentence; None where nothing keeps all rows."""
         ...
 
     def claim_limit(self, room: int) -> int:

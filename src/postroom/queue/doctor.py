@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from postroom.database.connect import Database
 from postroom.finding import Finding, ok, problem, warning
+from postroom.queue.pauses import Pause
 from postroom.queue.status import read_status
 from postroom.queue.table import QueueTable
 from postroom.wording import count_of, duration
@@ -25,13 +27,14 @@ async def check_queues(
     """
     status = await read_status(database, queues)
     alive = [worker for worker in status.workers if worker.alive]
+    held = {pause.name for pause in status.paused if pause.kind == "queue"}
     found: list[Finding] = []
     for name in worked:
         workers = [worker for worker in alive if worker.queue == name and worker.claims]
         overdue_s = status.queues[name].oldest_due_s or 0
         if workers:
             found.append(ok("workers", f"{count_of(len(workers), 'worker')} of queue {name}"))
-        elif overdue_s > OVERDUE_S:
+        elif overdue_s > OVERDUE_S and name not in held:
             waiting = f"queue {name} has been due for {duration(overdue_s)}"
             found.append(
                 problem("workers", f"none runs, and {waiting}", "start `postroom up` or `postroom worker`")
@@ -51,12 +54,13 @@ async def check_queues(
     versions = sorted({worker.version for worker in alive})
     if len(versions) > 1:
         found.append(warning("versions", f"workers of {', '.join(versions)} run", "upgrade the older ones"))
-    found += [
-        warning(
-            "transport",
-            f"workers have paused {transport.name}: {transport.reason}",
-            "see the transport's check",
-        )
-        for transport in status.transports
-    ]
+    found += [_of_pause(pause, status.now) for pause in status.paused]
     return found
+
+
+def _of_pause(pause: Pause, now: datetime) -> Finding:
+    if pause.by_hand:
+        return warning("paused", f"{pause.what} is {pause.said(now)}", f"`{pause.resume_command}`")
+    return warning(
+        "transport", f"workers have paused {pause.name}: {pause.reason}", "see the transport's check"
+    )

@@ -28,6 +28,7 @@ from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settlement, Work
 from postroom.queue.deadline import Deadline
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
+from postroom.queue.pauses import LOOK_S
 from postroom.queue.settles import Settles
 from postroom.queue.starts import Starts
 from postroom.queue.times import merge_tallies
@@ -66,6 +67,7 @@ class Pass:
         began_at: By the database's clock; None where the pass goes on until nothing is due.
         put_back: Rows that were put back to wait until a later time, such as for a limit.
         errors: What failed, the first twenty.
+        paused: Why what is due was left: what is paused, by whom and why.
     """
 
     began_at: datetime | None = None
@@ -73,6 +75,7 @@ class Pass:
     failed: int = 0
     put_back: int = 0
     errors: list[str] = field(default_factory=list)
+    paused: str | None = None
 
 
 class Engine(Generic[T]):
@@ -116,6 +119,7 @@ class Engine(Generic[T]):
         self._room = asyncio.Event()
         self._woken = asyncio.Event()
         self._stopping = False
+        self._paused = False
         self._pass = Pass()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -175,8 +179,9 @@ class Engine(Generic[T]):
         ends = monotonic() + limit_s
         try:
             while monotonic() < ends and not self._stopping and not (stop and stop.is_set()):
+                await self.work.look_at_pauses()
                 if self.work.paused_s() > 0:
-                    await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
+                    await self._give_back_buffer(self.work.paused_as())
                     break
                 if self._starts.refusal is not None and self._starts.refusals >= REFUSED_STARTS_MAX:
                     raise self._starts.refusal
@@ -196,6 +201,7 @@ class Engine(Generic[T]):
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await self._forget()
+        self._pass.paused = self.work.why_paused()
         return self._pass
 
     async def attempt_now(self, claim: Claim[T], *, settle_s: float = 5.0) -> Outcome:
@@ -212,6 +218,8 @@ class Engine(Generic[T]):
         """
         self._in_flight.add(claim)
         try:
+            with suppress(DatabaseUnavailable):
+                await self.work.look_at_pauses()
             ended = await self._attempt(claim)
         finally:
             self._in_flight.discard(claim)
@@ -270,10 +278,11 @@ class Engine(Generic[T]):
                 again_s = min(again_s * 2, 5.0)
 
     async def _fetch_once(self) -> None:
+        await self.work.look_at_pauses(older_than_s=0.0 if self._paused and self._woken.is_set() else LOOK_S)
         if (paused_s := self.work.paused_s()) > 0:
-            await self._give_back_buffer(Verdict.TRANSPORT_DOWN)
-            await self._rest(min(paused_s, POLL_S_MAX))
+            await self._rest_while_paused(paused_s)
             return
+        self._paused = False
         await self._wait_for_room()
         self._woken.clear()
         if self._stopping:
@@ -283,6 +292,15 @@ class Engine(Generic[T]):
         self._put(claims)
         if len(claims) < space:  # there was no more
             await self._sleep()
+
+    async def _rest_while_paused(self, paused_s: float) -> None:
+        if not self._paused:
+            # An insert need not call whoever may claim nothing; from here on only a resume does.
+            await self._register(patient=False)
+            self._paused = True
+        self._woken.clear()
+        await self._give_back_buffer(self.work.paused_as())
+        await self._rest(min(paused_s, POLL_S_MAX))
 
     async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
         if space <= 0:
@@ -490,6 +508,9 @@ class Engine(Generic[T]):
             await asyncio.sleep(TEND_S)
             try:
                 reach("tend.before")
+                await self.work.look_at_pauses()
+                if self.work.paused_s() > 0:  # the fetcher may wait for room
+                    await self._give_back_buffer(self.work.paused_as())
                 await self.work.tend()
                 reach("tend.after")
             except DatabaseUnavailable:

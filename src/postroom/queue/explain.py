@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from postroom.database.connect import Database
+from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.statements import read_json
-from postroom.queue.status import ALIVE, LimitStatus, TransportStatus, read_limits, read_paused_transports
+from postroom.queue.status import ALIVE, LimitStatus, read_limits
 from postroom.queue.table import QueueTable
 from postroom.wording import count_of, duration, moment
 
@@ -87,9 +88,9 @@ class Why:
     Why a row is where it is.
 
     Attributes:
-        reason: For programs: `limit:…`, `backoff`, `send_at`, `next_retry_at`, `transport`, `no_worker`,
-            `program`, `lane`, `due`, `lease`, `refused`, `sent` or `processed`, `dead_letter`, `failed`,
-            `unknown_status`.
+        reason: For programs: `limit:…`, `backoff`, `send_at`, `next_retry_at`, `transport`,
+            `paused` (its queue), `no_worker`, `program`, `lane`, `due`, `lease`, `refused`, `sent` or
+            `processed`, `dead_letter`, `failed`, `unknown_status`.
         lines: For people: sentences, the reason first, what to do last.
     """
 
@@ -99,18 +100,30 @@ class Why:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What a row that waits depends on, besides itself."""
+    """
+    What a row that waits depends on, besides itself.
 
-    workers: int
-    workers_asleep: int
-    before: int
-    paused: Sequence[TransportStatus]
-    limit: LimitStatus | None
+    Attributes:
+        paused: Its queue, where a person has paused that, and the transports that are.
+        ways: The names of the transports that it could leave by; empty where that is not known.
+    """
+
+    workers: int = 0
+    workers_asleep: int = 0
+    before: int = 0
+    paused: Sequence[Pause] = ()
+    limit: LimitStatus | None = None
+    ways: Sequence[str] = ()
 
 
-async def explain(database: Database, queues: Sequence[QueueTable], row_id: UUID) -> Explanation | None:
+async def explain(
+    database: Database, queues: Sequence[QueueTable], row_id: UUID, *, ways: Sequence[str] = ()
+) -> Explanation | None:
     """
     Find a row in these queues and say why it is where it is.
+
+    Args:
+        ways: The names of the transports of POSTROOM_TRANSPORT.
 
     Returns:
         None where no queue has it.
@@ -122,7 +135,7 @@ async def explain(database: Database, queues: Sequence[QueueTable], row_id: UUID
         found = await database.fetchrow(_row_sql(queue), queue.name, row_id)
         if found is not None:
             row = dict(found)
-            reason = why(queue, row, await _read_house(database, queue, row))
+            reason = why(queue, row, await _read_house(database, queue, row, ways))
             return Explanation(
                 id=row_id,
                 queue=queue.name,
@@ -147,7 +160,11 @@ def why(queue: QueueTable, row: Mapping[str, Any], house: House) -> Why:
     if row["refused_error"] is not None:
         return _refused(row)
     if status == "pending":
-        return _due(queue, row, house) if row["is_due"] else _waits(row)
+        held = next((pause for pause in house.paused if pause.kind == "queue"), None)
+        if row["is_due"]:
+            return _due(queue, row, house) if held is None else _held(queue, row, held)
+        waits = _waits(row)
+        return waits if held is None else Why(waits.reason, [*waits.lines, *_held(queue, row, held).lines])
     if status == "processing":
         return _leased(row)
     if status == queue.done:
@@ -187,7 +204,7 @@ def _due(queue: QueueTable, row: Mapping[str, Any], house: House) -> Why:
         return Why(
             "no_worker", [f"{since}, and no worker runs: start `postroom up` or `postroom worker`.", *before]
         )
-    if house.paused and (row["waits_for"] == "transport" or due_for_s > LEFT_ALONE_S):
+    if house.paused and _no_way_is_left(row, house):
         return Why("transport", [*(_paused(transport, row["now"]) for transport in house.paused), *before])
     limit = house.limit
     if limit is not None and limit.amount is not None and limit.used == limit.amount:
@@ -234,9 +251,30 @@ def _line_of(queue: QueueTable, house: House) -> list[str]:
     return [f"{more}{count_of(house.before, queue.noun)} {'goes' if house.before == 1 else 'go'} before it."]
 
 
-def _paused(transport: TransportStatus, now: datetime) -> str:
-    reason = f" because: {transport.reason}" if transport.reason else "."
-    return f"Its transport {transport.name} is paused until {moment(transport.paused_until, now)}{reason}"
+def _held(queue: QueueTable, row: Mapping[str, Any], pause: Pause) -> Why:
+    """A person has paused its queue."""
+    goes = "" if row["is_due"] else f" No {queue.noun} is attempted until then."
+    return Why(
+        "paused",
+        [
+            f"Its queue is {pause.said(row['now'])}.{goes}",
+            f"It goes on by: {pause.resume_command}",
+            *(_failed_before(row) if row["is_due"] else []),
+        ],
+    )
+
+
+def _no_way_is_left(row: Mapping[str, Any], house: House) -> bool:
+    """Whether paused transports keep it: all that there are; who asks may have others than the workers."""
+    paused = {pause.name for pause in house.paused}
+    if not paused.isdisjoint(house.ways):
+        return paused.issuperset(house.ways)
+    return row["waits_for"] == "transport" or bool(row["due_for_s"] > LEFT_ALONE_S)
+
+
+def _paused(transport: Pause, now: datetime) -> str:
+    command = f" It goes on by: {transport.resume_command}" if transport.by_hand else ""
+    return f"Its transport {transport.name} is {transport.said(now)}.{command}"
 
 
 def _leased(row: Mapping[str, Any]) -> Why:
@@ -326,9 +364,18 @@ def _at(at: datetime | None, row: Mapping[str, Any], word: str = "at ") -> str:
     return "an unknown time" if at is None else f"{word}{moment(at, row['now'])}"
 
 
-async def _read_house(database: Database, queue: QueueTable, row: Mapping[str, Any]) -> House:
-    if row["status"] != "pending" or not row["is_due"]:
-        return House(0, 0, 0, (), None)
+async def _read_house(
+    database: Database, queue: QueueTable, row: Mapping[str, Any], ways: Sequence[str]
+) -> House:
+    if row["status"] != "pending":
+        return House()
+    paused = [
+        pause
+        for pause in await read_pauses(database)
+        if (pause.name == queue.name if pause.kind == "queue" else queue.limit_key is not None)
+    ]
+    if not row["is_due"]:
+        return House(paused=paused)
     found = await database.fetchrow(
         f"""
         SELECT
@@ -345,8 +392,9 @@ async def _read_house(database: Database, queue: QueueTable, row: Mapping[str, A
         workers=found["workers"],
         workers_asleep=found["asleep"],
         before=await database.fetchval(_before_sql(queue), row["priority"], row["id"], BEFORE_MAX),
-        paused=await read_paused_transports(database) if queue.limit_key else (),
+        paused=paused,
         limit=limits[0] if limits else None,
+        ways=ways,
     )
 
 

@@ -11,6 +11,7 @@ import orjson
 
 from postroom.database.connect import Database
 from postroom.database.snapshots import SnapshotHolder, read_snapshot_holders
+from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.table import QueueTable
 
 ALIVE = "interval '15 seconds'"
@@ -30,7 +31,7 @@ class QueueStatus:
         due: Rows that could be attempted now, by their own due time.
         oldest_due_s: For how long the oldest of them has been due.
         waiting: Live rows by what they wait for: `due` (a worker), `lease` (an attempt to end),
-            `limit:…`, `backoff`, `send_at`, `transport`, `refused`.
+            `limit:…`, `backoff`, `send_at`, `transport`, `refused`, `paused` (the queue to be resumed).
     """
 
     counts: dict[str, int]
@@ -65,16 +66,6 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class TransportStatus:
-    """A transport that is paused."""
-
-    name: str
-    paused_until: datetime
-    reason: str | None
-    failures: int
-
-
-@dataclass(frozen=True, slots=True)
 class LimitStatus:
     """A limit that all rows of a queue share, or many of them; `amount` is None where it is off."""
 
@@ -91,13 +82,14 @@ class Status:
     Everything, at the database's time `now`.
 
     Attributes:
+        paused: Queues and transports that are, by a person or since a transport is down.
         oldest_snapshot: Who keeps dead rows from being removed, and for longer than five minutes.
     """
 
     now: datetime
     queues: dict[str, QueueStatus]
     workers: list[WorkerStatus]
-    transports: list[TransportStatus]
+    paused: list[Pause]
     limits: list[LimitStatus]
     oldest_snapshot: SnapshotHolder | None
 
@@ -113,11 +105,13 @@ async def read_status(database: Database, queues: Sequence[QueueTable]) -> Statu
     """
     limits = await read_limits(database, queues)
     used_up = {limit.key for limit in limits if limit.amount is not None and limit.used == limit.amount}
+    paused = await read_pauses(database)
+    held = {pause.name for pause in paused if pause.kind == "queue"}
     return Status(
         now=await database.fetchval("SELECT clock_timestamp()"),
-        queues={queue.name: await _read_queue(database, queue, used_up) for queue in queues},
+        queues={queue.name: await _read_queue(database, queue, used_up, held) for queue in queues},
         workers=await read_workers(database),
-        transports=await read_paused_transports(database),
+        paused=paused,
         limits=limits,
         oldest_snapshot=next(iter(await read_snapshot_holders(database, count_max=1)), None),
     )
@@ -138,19 +132,6 @@ async def read_workers(database: Database) -> list[WorkerStatus]:
         """  # noqa: S608 - a constant of ours
     )
     return [WorkerStatus(**{**row, "settled": orjson.loads(row["settled"])}) for row in rows]
-
-
-async def read_paused_transports(database: Database) -> list[TransportStatus]:
-    """The transports that are paused at the moment, as the workers last said."""
-    rows = await database.fetch(
-        """
-        SELECT transport.name, transport.paused_until, transport.reason, transport.failures
-        FROM postroom.transports AS transport
-        WHERE transport.paused_until > clock_timestamp()
-        ORDER BY transport.name
-        """
-    )
-    return [TransportStatus(**row) for row in rows]
 
 
 async def read_limits(
@@ -198,7 +179,9 @@ async def read_limit_waits(database: Database, keys_max: int) -> dict[str, int]:
     return {row["key"]: row["count"] for row in rows}
 
 
-async def _read_queue(database: Database, queue: QueueTable, used_up: set[str]) -> QueueStatus:
+async def _read_queue(
+    database: Database, queue: QueueTable, used_up: set[str], held: set[str]
+) -> QueueStatus:
     counted = await database.fetch(
         f"""
         SELECT
@@ -221,7 +204,9 @@ async def _read_queue(database: Database, queue: QueueTable, used_up: set[str]) 
     }
     due = waiting.get("due")
     reasons = {reason: row["count"] for reason, row in waiting.items()}
-    if due is not None and queue.limit_key in used_up:
+    if due is not None and queue.name in held:
+        reasons["paused"] = reasons.pop("due")
+    elif due is not None and queue.limit_key in used_up:
         reasons[f"limit:{queue.limit_key}"] = reasons.get(f"limit:{queue.limit_key}", 0) + reasons.pop("due")
     return QueueStatus(
         counts={row["status"]: row["count"] for row in counted},

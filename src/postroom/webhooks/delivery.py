@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from uuid import UUID
@@ -18,6 +18,8 @@ from postroom.errors import NotStarted, PermanentFailure, SendError
 from postroom.failpoints import reach
 from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
 from postroom.queue.outcome import Outcome, Verdict
+from postroom.queue.pauses import LOOK_S as LOOK_PAUSES_S
+from postroom.queue.pauses import Pauses
 from postroom.webhooks.event import Event
 from postroom.webhooks.handlers import Handlers, Runnable
 from postroom.webhooks.slots import Slots
@@ -46,6 +48,7 @@ class Delivery:
     Args:
         slots: How many handlers may have a transaction open at once; shared by all engines of the process.
         posts: How many events may be at handlers that have none, which are URLs; the same.
+        pauses: What persons have paused.
 
     Attributes:
         on_error: Gets what a handler raises, with its trace.
@@ -55,13 +58,19 @@ class Delivery:
     start_good_s = START_GOOD_S
 
     def __init__(
-        self, store: WebhookStore, handlers: Handlers, slots: Slots, posts: asyncio.Semaphore
+        self,
+        store: WebhookStore,
+        handlers: Handlers,
+        slots: Slots,
+        posts: asyncio.Semaphore,
+        pauses: Pauses,
     ) -> None:
         self.store = store
         self.handlers = handlers
         self.on_error: Callable[[BaseException], None] = _ignore
         self._slots = slots
         self._posts = posts
+        self._pauses = pauses
         self._unknown: set[str] = set()
         self._looked_at = -LOOK_S
         self._ran: dict[UUID, list[Ran]] = {}
@@ -136,8 +145,18 @@ class Delivery:
                 )
         return ended.outcome([one.name for one in wanting])
 
+    async def look_at_pauses(self, *, older_than_s: float = LOOK_PAUSES_S) -> None:
+        await self._pauses.look(older_than_s=older_than_s)
+
     def paused_s(self) -> float:
-        return 0.0
+        return self._pauses.left_s("queue", self.queue)
+
+    def paused_as(self) -> str:
+        return "released"
+
+    def why_paused(self) -> str | None:
+        held = self._pauses.of("queue", self.queue)
+        return None if held is None else f"queue {self.queue} is {held.said(datetime.now(UTC))}"
 
     def claim_limit(self, room: int) -> int:
         return room

@@ -2,7 +2,8 @@
 Several transports in order, and the pauses of those that are down.
 
 A transport that is down is left alone for 1 s, then twice as long each time, at most 60 s, or for
-as long as the other side asks; while it is, the next one is tried. Nothing follows an outcome that
+as long as the other side asks; while it is, the next one is tried. One that a person has paused is left alone
+in the same way until that ends. Nothing follows an outcome that
 speaks of the e-mail, and above all not an uncertain one: the e-mail would go out twice.
 """
 
@@ -26,23 +27,33 @@ OnChange = Callable[[str, float | None, str | None, int], None]
 
 OnRoute = Callable[[str], None]
 
+Held = Callable[[str], "Pause | None"]
+"""The pause of a transport, by its name, that a person has asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
     """
-    A transport that was down and has not proved to be up since.
+    A transport that was down and has not proved to be up since, or that a person has paused.
 
     Attributes:
         name: The transport's name.
-        until: When it may be tried again, by time.monotonic().
-        reason: What it said, one line.
+        until: When it may be tried again, by time.monotonic(); infinity where a person ends it.
+        reason: What it said, one line; or by whom it is paused, and why.
         failures: How many times in a row it was down.
+        by_hand: A person has paused it.
     """
 
     name: str
     until: float
     reason: str
     failures: int
+    by_hand: bool = False
+
+    @property
+    def said(self) -> str:
+        """`paused: connection refused`, `paused by ada because: …`."""
+        return self.reason if self.by_hand else f"paused: {self.reason}"
 
     @property
     def left_s(self) -> float:
@@ -57,6 +68,9 @@ class Failover:
     Args:
         transports: At least one.
         on_change: Told when a transport pauses and when it is up again; must not raise.
+
+    Attributes:
+        held: Says what a person has paused.
     """
 
     def __init__(self, transports: Sequence[Transport], *, on_change: OnChange | None = None) -> None:
@@ -64,6 +78,7 @@ class Failover:
             raise ValueError("a Failover needs a transport")
         self.name = ", ".join(transport.name for transport in transports)
         self.on_change = on_change
+        self.held: Held = _held_by_nobody
         self.transports = tuple(transports)
         self._pauses: dict[Transport, Pause] = {}
         self._paused_at: dict[Transport, float] = {}
@@ -80,7 +95,7 @@ class Failover:
             TemporaryFailure, PermanentFailure, UncertainOutcome, NotStarted: As the transport says.
         """
         for transport in self.transports:
-            pause = self._pauses.get(transport)
+            pause = self._pause_of(transport)
             if pause is not None and pause.left_s > 0:
                 continue
             began = monotonic()
@@ -99,18 +114,31 @@ class Failover:
                 return without_body(reply, email)
         raise self._all_down()
 
+    @property
+    def names(self) -> list[str]:
+        """The transports' names, in their order."""
+        return [transport.name for transport in self.transports]
+
     async def close(self) -> None:
         """Close all transports, each whatever becomes of the others."""
         await asyncio.gather(*(transport.close() for transport in self.transports), return_exceptions=True)
 
     def paused_for_s(self) -> float | None:
         """Seconds until a transport may be tried; None where one may be now."""
-        left_s = [self._pauses[each].left_s if each in self._pauses else 0.0 for each in self.transports]
-        return min(left_s) or None
+        pauses = [self._pause_of(each) for each in self.transports]
+        return min(0.0 if pause is None else pause.left_s for pause in pauses) or None
 
     def pauses(self) -> list[Pause]:
-        """The transports that were down and have not proved to be up since, in their order."""
-        return [self._pauses[each] for each in self.transports if each in self._pauses]
+        """The transports that are paused, or were down and have not proved to be up since, in their order."""
+        pauses = [self._pause_of(each) for each in self.transports]
+        return [pause for pause in pauses if pause is not None]
+
+    def _pause_of(self, transport: Transport) -> Pause | None:
+        """By a person's word first; it says nothing of whether the transport is up."""
+        held, down = self.held(transport.name), self._pauses.get(transport)
+        if held is not None and (down is None or held.left_s >= down.left_s):
+            return held
+        return down
 
     def _pause(self, transport: Transport, error: TransportDown, began: float) -> None:
         before = self._pauses.get(transport)
@@ -147,5 +175,11 @@ class Failover:
             asyncio.get_running_loop().call_exception_handler(context)
 
     def _all_down(self) -> TransportDown:
-        reasons = "; ".join(pause.reason for pause in self.pauses())
-        return TransportDown(reasons, retry_after_s=min(pause.left_s for pause in self.pauses()))
+        pauses = self.pauses()
+        reasons = [f"{pause.name} is {pause.reason}" if pause.by_hand else pause.reason for pause in pauses]
+        left_s = min((pause.left_s for pause in pauses), default=PAUSE_S_MIN)
+        return TransportDown("; ".join(reasons), retry_after_s=min(left_s, PAUSE_S_MAX))
+
+
+def _held_by_nobody(_: str) -> Pause | None:
+    return None

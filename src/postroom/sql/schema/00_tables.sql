@@ -290,6 +290,18 @@ CREATE TABLE postroom.transports (
     updated_at   timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- What a person has paused (docs/decisions/0025): of a paused queue nothing is claimed, and no mail goes by a paused transport.
+CREATE TABLE postroom.pauses (
+    kind      text NOT NULL CONSTRAINT pauses_kind CHECK (kind IN ('queue', 'transport')),
+    name      text NOT NULL,               -- email, webhook; a transport's name, as status shows it
+    paused_by text NOT NULL,
+    since     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    until     timestamptz,                 -- NULL: until a person resumes it
+    reason    text,
+    CONSTRAINT pauses_pkey PRIMARY KEY (kind, name),
+    CONSTRAINT pauses_queue CHECK (kind <> 'queue' OR name IN ('email', 'webhook'))
+);
+
 -- Rows of a queue whose own trigger or constraint refuses our update: they stop no other. They are left out
 -- of claims until next_try_at; where an outcome is known (verdict), until it could be written down.
 CREATE TABLE postroom.refused_rows (

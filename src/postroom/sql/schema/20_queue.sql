@@ -399,6 +399,62 @@ AS $$
         );
 $$;
 
+-- pause: a person pauses a queue (email, webhook) or a transport, until somebody resumes it or for p_for. One that is
+-- paused already stays so, since when it was, by whom and why as was said last.
+CREATE OR REPLACE FUNCTION postroom.pause(
+    p_kind text, p_name text, p_by text, p_reason text DEFAULT NULL, p_for interval DEFAULT NULL
+)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+BEGIN
+    INSERT INTO postroom.pauses AS pause (kind, name, paused_by, since, until, reason)
+    VALUES (p_kind, p_name, p_by, v_now, v_now + p_for, p_reason)
+    ON CONFLICT (kind, name) DO UPDATE
+    SET paused_by = EXCLUDED.paused_by,
+        since = CASE WHEN pause.until <= v_now THEN EXCLUDED.since ELSE pause.since END,
+        until = EXCLUDED.until,
+        reason = EXCLUDED.reason;
+END;
+$$;
+
+-- resume: ends a pause, and calls the workers. Whether there was one; its row goes also where it had ended by itself.
+CREATE OR REPLACE FUNCTION postroom.resume(p_kind text, p_name text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_until timestamptz;
+BEGIN
+    DELETE FROM postroom.pauses
+    WHERE pauses.kind = p_kind AND pauses.name = p_name
+    RETURNING COALESCE(pauses.until, 'infinity') INTO v_until;
+    -- Busy ones too: the row of a worker that was at work when the pause came says nothing of sleep.
+    PERFORM pg_notify('postroom_' || CASE p_kind WHEN 'queue' THEN p_name ELSE 'email' END, '');
+    RETURN COALESCE(v_until > clock_timestamp(), false);
+END;
+$$;
+
+-- queue_pause_s: for how many seconds a queue is still paused: Infinity where only a person ends it, NULL where it is not.
+CREATE OR REPLACE FUNCTION postroom.queue_pause_s(p_queue text)
+RETURNS double precision
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN (
+        SELECT COALESCE(extract(EPOCH FROM pause.until - clock_timestamp()), 'Infinity')
+        FROM postroom.pauses AS pause
+        WHERE pause.kind = 'queue' AND pause.name = p_queue AND COALESCE(pause.until > clock_timestamp(), true)
+    );
+END;
+$$;
+
 -- wake: NOTIFY, where a worker of that queue sleeps.
 --
 -- NOTIFY serialises commits, so a busy worker, which looks for work by itself, is not called.

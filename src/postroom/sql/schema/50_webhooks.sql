@@ -265,6 +265,15 @@ DECLARE
     v_id       uuid;
     v_singly   boolean := false; -- a row of this priority has refused
 BEGIN
+    -- One look a claim, at a table of a page at most (4 us); whoever claims comes through here.
+    IF EXISTS (
+        SELECT 1
+        FROM postroom.pauses AS pause
+        WHERE pause.kind = 'queue' AND pause.name = 'webhook' AND COALESCE(pause.until > clock_timestamp(), true)
+    ) THEN
+        RETURN;
+    END IF;
+
     LOOP
         EXIT WHEN v_leased >= p_limit;
         IF NOT v_singly THEN
@@ -365,7 +374,7 @@ END;
 $$;
 
 -- webhook_wait_s: seconds until there is something to claim: 0 now, NULL nothing at all. At most 1 while a look at
--- everything takes long (last_look). p_not_of as for a claim.
+-- everything takes long (last_look). While the queue is paused: until that ends. p_not_of as for a claim.
 CREATE OR REPLACE FUNCTION postroom.webhook_wait_s(p_not_of text[] DEFAULT '{}')
 RETURNS double precision
 LANGUAGE plpgsql
@@ -385,7 +394,13 @@ DECLARE
     v_firsts   uuid[];
     v_due      timestamptz;
     v_next     timestamptz;
+    v_pause_s  double precision;
 BEGIN
+    v_pause_s := postroom.queue_pause_s('webhook');
+    IF v_pause_s IS NOT NULL THEN
+        RETURN NULLIF(v_pause_s, 'Infinity');
+    END IF;
+
     LOOP
         v_step := clock_timestamp();
         v_pages := v_pages - pg_stat_get_xact_blocks_fetched('public.webhook_retry_queue'::regclass);

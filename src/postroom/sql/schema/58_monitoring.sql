@@ -34,7 +34,8 @@ AS $$
 $$;
 
 -- email_depths: live e-mails by state: due, leased, refused (by a trigger or constraint of the table), what they wait
--- for (depth_state), uncounted. What is due while the global limit has no slot waits for that limit.
+-- for (depth_state), uncounted. What is due while the global limit has no slot waits for that limit; while the queue is
+-- paused, for the pause's end.
 CREATE OR REPLACE FUNCTION postroom.email_depths()
 RETURNS TABLE (state text, count bigint)
 LANGUAGE plpgsql
@@ -44,6 +45,7 @@ SET enable_sort = off -- else, by the statistics of a quieter hour, all that is 
 AS $$
 DECLARE
     v_due     text := CASE
+        WHEN postroom.queue_pause_s('email') IS NOT NULL THEN 'paused'
         WHEN (SELECT book.free = 0 FROM postroom.free_slots('email:global') AS book) THEN 'limit_global' ELSE 'due'
     END;
     v_counted bigint := 0;
@@ -117,6 +119,7 @@ SET enable_seqscan = off
 SET enable_sort = off -- else, by the statistics of a quieter hour, all that is live is sorted for its first rows
 AS $$
 DECLARE
+    v_due     text := CASE WHEN postroom.queue_pause_s('webhook') IS NULL THEN 'due' ELSE 'paused' END;
     v_counted bigint := 0;
 BEGIN
     FOR state, count IN
@@ -125,7 +128,7 @@ BEGIN
             SELECT CASE
                 WHEN refused.id IS NOT NULL THEN 'refused'
                 WHEN live.status = 'processing' AND NOT COALESCE(live.due_at <= clock_timestamp(), false) THEN 'leased'
-                WHEN live.due <= clock_timestamp() THEN 'due'
+                WHEN live.due <= clock_timestamp() THEN v_due
                 ELSE postroom.depth_state(live.waits_for)
             END AS state
             FROM (
