@@ -79,8 +79,10 @@ function isTimeout(error: unknown): boolean {
   return error instanceof DOMException && error.name === "TimeoutError";
 }
 
+// Older denos say it in the error itself, newer ones in its cause.
 function wasSent(error: unknown): boolean {
-  return !/\(Connect\)|dns error|invalid url/i.test(String(error));
+  const cause = error instanceof Error ? error.cause : undefined;
+  return !/\(Connect\)|dns error|invalid url/i.test(`${error} ${cause}`);
 }
 
 function preflight(request: Request): Response {
