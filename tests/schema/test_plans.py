@@ -8,8 +8,10 @@ one for any value, which is where conditions that an index could serve are lost.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import LiteralString
 
 import psycopg
@@ -38,10 +40,29 @@ STATISTICS: dict[str, LiteralString] = {
         DELETE FROM pg_statistic WHERE starelid >= 16384;
         UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid >= 16384 AND relkind IN ('r', 'i');
     """,
+    # All that was there had been sent.
+    "of a quiet hour": """
+        ANALYZE;
+        UPDATE pg_class
+        SET reltuples = 0, relpages = 1
+        FROM pg_index
+        WHERE pg_index.indexrelid = pg_class.oid AND pg_index.indpred IS NOT NULL;
+        UPDATE pg_statistic
+        SET stadistinct = 1, stanumbers1 = '{1}', stavalues1 = array_in(
+            (CASE starelid WHEN 'email_queue'::regclass THEN '{sent}' ELSE '{processed}' END)::cstring,
+            'text'::regtype, -1
+        )
+        FROM pg_attribute
+        WHERE attrelid IN ('email_queue'::regclass, 'webhook_retry_queue'::regclass)
+            AND attname = 'status' AND starelid = attrelid AND staattnum = attnum;
+    """,
     "fresh": "ANALYZE",
 }
 
 WORKER = uuid.uuid4()
+
+
+ON_15_AND_18 = [pytest.param("postgres_server", id="18"), pytest.param("debian15_server", id="15")]
 
 
 @pytest.fixture(
@@ -55,10 +76,24 @@ WORKER = uuid.uuid4()
 )
 def loaded_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A database with full queues; what tests do in it they roll back."""
-    import asyncio
-
     fixture, amounts = request.param
-    server: PostgresServer = request.getfixturevalue(fixture)
+    with _loaded(request.getfixturevalue(fixture), amounts) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=ON_15_AND_18)
+def unplanned_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same where no e-mail waits for a limit."""
+    with _loaded(request.getfixturevalue(request.param), DAY) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SET session_replication_role = replica")
+            connection.execute("UPDATE email_queue SET planned_under = NULL WHERE planned_under IS NOT NULL")
+            connection.execute("VACUUM email_queue")
+        yield url
+
+
+@contextmanager
+def _loaded(server: PostgresServer, amounts: Amounts) -> Iterator[str]:
     name = server.create_database()
     url = server.url_of(name)
     asyncio.run(migrate(url))
@@ -80,9 +115,22 @@ def loaded_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=STATISTICS)
 def reader(loaded_url: str, request: pytest.FixtureRequest) -> Iterator[Reader]:
     """A session that explains what runs in it, on a database with the statistics named."""
-    with psycopg.connect(loaded_url, autocommit=True) as connection:
-        connection.execute(STATISTICS[request.param])
-    with psycopg.connect(loaded_url) as connection:
+    with _reading(loaded_url, request.param) as reader:
+        yield reader
+
+
+@pytest.fixture(params=STATISTICS)
+def unplanned_reader(unplanned_url: str, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    """The same where no e-mail waits for a limit."""
+    with _reading(unplanned_url, request.param) as reader:
+        yield reader
+
+
+@contextmanager
+def _reading(url: str, statistics: str) -> Iterator[Reader]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(STATISTICS[statistics])
+    with psycopg.connect(url) as connection:
         yield Reader(connection)
 
 
@@ -123,6 +171,21 @@ def test_an_emails_way_reads_its_batch(reader: Reader) -> None:
             assert_in_proportion(reading, "email_queue", batch, f"{what}, call {call}")
         assert not begun.scanned_whole("rate_limit_counters")
         assert begun.rows_of("rate_limit_counters") <= 8 * (batch + 1)
+
+
+def test_a_claim_where_nothing_waits_for_a_limit_does_not_look_for_it_in_all_that_is_live(
+    unplanned_reader: Reader,
+) -> None:
+    """That no row waits for a limit is seen in the index of those that do, whatever the statistics say."""
+    for call, batch in enumerate(BATCHES):
+        with unplanned_reader.undone():
+            claimed = unplanned_reader.read("SELECT * FROM postroom.claim_emails(%s, %s)", [WORKER, batch])
+            replanned = unplanned_reader.read("SELECT postroom.replan_limited_emails(1000)")
+        assert len(claimed.rows) == batch
+        assert_in_proportion(claimed, "email_queue", batch, f"claim, call {call}")
+        assert replanned.rows == [(0,)]
+        assert replanned.rows_of("email_queue") == 0
+        assert replanned.pages <= 300
 
 
 def test_a_webhooks_way_reads_its_batch(reader: Reader) -> None:

@@ -389,13 +389,13 @@ AS $$
             SELECT 1
             FROM unnest(workers.begun, workers.begun_lease_nos) AS mark (id, lease_no)
             JOIN public.email_queue AS email ON email.id = mark.id
-            WHERE email.lease_no = mark.lease_no AND email.status = 'processing'
+            WHERE email.lease_no = mark.lease_no AND email.leased_by = workers.id
         )
         AND NOT EXISTS (
             SELECT 1
             FROM unnest(workers.begun, workers.begun_lease_nos) AS mark (id, lease_no)
             JOIN public.webhook_retry_queue AS webhook ON webhook.id = mark.id
-            WHERE webhook.lease_no = mark.lease_no AND webhook.status = 'processing'
+            WHERE webhook.lease_no = mark.lease_no AND webhook.leased_by = workers.id
         );
 $$;
 

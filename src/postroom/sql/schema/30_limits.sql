@@ -817,6 +817,8 @@ RETURNS integer
 LANGUAGE plpgsql
 SET search_path = ''
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off -- an_email_has_a_place says why
 AS $$
 DECLARE
     v_rule  text := '';
@@ -850,6 +852,7 @@ BEGIN
         SELECT waiting.id
         FROM public.email_queue AS waiting
         WHERE waiting.status = 'pending' AND waiting.planned_under = v_rule AND waiting.waits_for IS NOT NULL
+        ORDER BY waiting.waits_for
         LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED
     ));

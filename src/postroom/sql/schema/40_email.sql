@@ -153,6 +153,28 @@ BEGIN
 END;
 $$;
 
+-- an_email_has_a_place: whether any e-mail waits in the line of a limit.
+--
+-- Asked for in the order of the index of those that do, and without leave to sort: with statistics of an hour when all had
+-- been sent, the index of what is live looks as short, and each claim read all of it (10,000 rows, 6 of 18 us a mail).
+CREATE OR REPLACE FUNCTION postroom.an_email_has_a_place()
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = ''
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+BEGIN
+    PERFORM 1
+    FROM public.email_queue AS waiting
+    WHERE waiting.status = 'pending' AND waiting.planned_under IS NOT NULL
+    ORDER BY waiting.planned_under
+    LIMIT 1;
+    RETURN FOUND;
+END;
+$$;
+
 -- plan_due_emails: gives those of some due rows their time, without a lease, that would surely have to wait: in the
 -- line of their recipient (domain, type, sender) stand as many as it has slots in a window. So a mail that waits is
 -- written to once. The rows are locked; the books are passed over where somebody holds them, so this waits for nobody.
@@ -353,10 +375,7 @@ BEGIN
             END IF;
 
             -- A pass over what is due counts what it puts back: there all are leased.
-            IF v_due IS NOT NULL AND p_worker IS NOT NULL AND p_before IS NULL AND EXISTS (
-                SELECT 1 FROM public.email_queue AS waiting
-                WHERE waiting.status = 'pending' AND waiting.planned_under IS NOT NULL
-            ) THEN
+            IF v_due IS NOT NULL AND p_worker IS NOT NULL AND p_before IS NULL AND postroom.an_email_has_a_place() THEN
                 v_looked := cardinality(v_due);
                 SELECT plan.others, plan.planned
                 INTO v_due, v_planned

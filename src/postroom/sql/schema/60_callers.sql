@@ -144,7 +144,7 @@ AS $$
         )]
     )
     FROM public.email_queue AS email
-    WHERE email.id = mark_email_failed.email_id AND email.status = 'processing' AND email.leased_by IS NULL;
+    WHERE email.id = mark_email_failed.email_id AND email.leased_by IS NULL; -- the status is looked at where it is written
 $$;
 COMMENT ON FUNCTION public.mark_email_failed(uuid, text)
 IS 'postroom: settles an attempt of an old caller as failed: pending with the next delay, or dead_letter';
@@ -228,7 +228,7 @@ AS $$
         )]
     )
     FROM public.webhook_retry_queue AS webhook
-    WHERE webhook.id = mark_webhook_failed.webhook_id AND webhook.status = 'processing' AND webhook.leased_by IS NULL;
+    WHERE webhook.id = mark_webhook_failed.webhook_id AND webhook.leased_by IS NULL; -- the status is looked at where it is written
 $$;
 COMMENT ON FUNCTION public.mark_webhook_failed(uuid, text)
 IS 'postroom: settles an attempt of an old caller as failed: pending with the next delay, or dead_letter';
