@@ -20,6 +20,21 @@ def clock(at: datetime, now: datetime) -> str:
     return here.strftime("%H:%M:%S" if here.date() == now.astimezone().date() else "%Y-%m-%d %H:%M:%S")
 
 
+def stamp(at: datetime) -> str:
+    """A time in this machine's zone, with its day."""
+    if not 1970 <= at.year < 9999:
+        return "ever"  # PostgreSQL's infinity
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def zone(now: datetime) -> str:
+    """The zone in which times are said: `UTC`, `CET (UTC+01:00)`."""
+    here = now.astimezone()
+    name, offset = here.tzname() or "", f"UTC{here:%z}"
+    offset = f"{offset[:-2]}:{offset[-2:]}"
+    return "UTC" if offset == "UTC+00:00" and name == "UTC" else f"{name} ({offset})"
+
+
 def away(at: datetime, now: datetime) -> str:
     """What a time is from now: `in 12 s`, `3 min ago`."""
     seconds = (at - now).total_seconds()

@@ -128,7 +128,7 @@ def test_a_time_that_cannot_be_read_is_wrong_usage(bare_cli: Cli, since: str) ->
     """Before any database is asked."""
     answer = bare_cli("webhooks", "replay", "--source", "stripe", f"--since={since}")
     assert answer.code == 2
-    assert answer.error.endswith("is no time: write ISO 8601, or a span ago such as 2h or 3d")
+    assert answer.error.endswith("or a span ago such as 2h or 3d")
 
 
 def test_a_time_that_is_empty_is_wrong_usage(bare_cli: Cli) -> None:

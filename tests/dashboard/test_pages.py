@@ -64,9 +64,18 @@ async def _until_ended(visitor: Visitor, path: str) -> str:
 async def test_an_empty_house_has_pages_too(visitor: Visitor) -> None:
     """Each says that there is nothing."""
     await visitor.page()
-    for state in ("waiting", "in_flight", "done", "dead_letter", "failed"):
+    empty = {
+        "waiting": "Nothing waits.",
+        "in_flight": "Nothing is being attempted",
+        "dead_letter": "Nothing needs you.",
+        "failed": "Nothing was given up.",
+        "all": "There is nothing here yet.",
+    }
+    for state, said in empty.items():
         for kind in ("emails", "webhooks"):
-            assert "Nothing here." in await visitor.page(f"/{kind}?state={state}")
+            assert said in await visitor.page(f"/{kind}?state={state}")
+    assert "<code>postroom send --to" in await visitor.page("/emails")
+    assert "Providers post to <code>/webhooks/NAME</code>" in await visitor.page("/webhooks")
     assert "None. Nothing needs you." in await visitor.page("/dead-letters")
 
 
@@ -132,8 +141,8 @@ async def test_a_search_that_has_found_nothing_yet_goes_on_by_itself(
             status="sent",
             sent_at=datetime(2026, 1, 1 + number, tzinfo=UTC),
         )
-    page = await visitor.page("/emails?q=order+0")
-    assert "Looked through 1, back to 2026-01-02 00:00:00+00: look further" in page
+    page = await visitor.page("/emails?q=order+0&state=done")
+    assert "Looked through 1, back to 2026-01-02 00:00:00: look further" in page
     following = re.search(r'hx-get="/dashboard([^"]+)" hx-trigger="load', page)
     assert following is not None
     page = await visitor.page(html.unescape(following[1]))
@@ -267,7 +276,7 @@ async def test_what_is_not_there_is_said_on_a_page(visitor: Visitor) -> None:
     """A list, a message, a place in a list."""
     for path in ("/nothing", "/emails?state=x", f"/emails/{UUID(int=1)}", f"/nothing/{UUID(int=1)}"):
         assert "To the overview" in await visitor.page(path, 404)
-    for cursor in ("x", "[]", "[9,%22x%22]", "[0,1,2]", "%7B%7D", "[0,%22x%22,%22y%22]"):
+    for cursor in ("x", "[]", "[9,0,%22x%22]", "[0,0,2]", "%7B%7D", "[0,0,%22x%22,%22y%22]"):
         await visitor.page(f"/emails?after={cursor}", 400)
 
 

@@ -13,6 +13,7 @@ from postroom import Room
 from postroom.database.migrate import migrate
 from postroom.queue.dead_letters import list_dead_letters, read_row
 from postroom.queue.explain import explain
+from postroom.queue.search import Filters
 from postroom.queue.status import read_status
 from postroom.queues import QUEUES
 from tests.support.waiting import until
@@ -143,7 +144,7 @@ async def test_no_row_stops_another_e_mail_and_each_can_be_explained(
     assert tuple(row) == ("dead_letter", "html: with text it has more than 50 MB, which no mail server takes")
     for row_id in hostile.values():
         await _all_screens_show(room, row_id)
-    letters, _ = await list_dead_letters(room.database, QUEUES, reason=None, limit=100)
+    letters, _ = await list_dead_letters(room.database, QUEUES, Filters(), limit=100)
     assert {str(letter.id) for letter in letters} >= {
         hostile["a dead letter before Christ"],
         hostile["a dead letter in the year 294000"],

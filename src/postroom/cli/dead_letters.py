@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from postroom.cli.errors import WrongUsage
 from postroom.cli.explain import print_attempts
 from postroom.cli.house import actor, opened_room, run
 from postroom.cli.ids import row_id_of
+from postroom.cli.moments import moment_of
 from postroom.cli.screen import (
     ROWS_ON_A_TERMINAL,
     Row,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from postroom.database.audit import Actor
     from postroom.database.connect import Database
     from postroom.queue.dead_letters import DeadLetter, Decided, What
+    from postroom.queue.search import Filters
     from postroom.queue.table import QueueTable
 
 LIMIT = 10_000
@@ -64,6 +67,22 @@ Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", parser=row_id_of
 @app.command("list")
 def list_(
     reason: Reason = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            metavar="TEXT",
+            help="Anywhere in an address, subject, type, event id or error.",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="T", help="Died since: ISO 8601, or 2h, 3d ago.", show_default=False),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="T", help="Died before it.", show_default=False)
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="How many, newest first.", show_default=False),
@@ -71,7 +90,15 @@ def list_(
     json: Json = False,
 ) -> None:
     """List dead letters, newest first."""
-    run(_list(reason, limit or (ROWS_ON_A_TERMINAL if is_terminal() and not json else LIMIT), json))
+    from postroom.queue.search import Filters
+
+    now = datetime.now(UTC)
+    first = None if since is None else moment_of("--since", since, now)
+    end = None if until is None else moment_of("--until", until, now, ends=True)
+    if first is not None and end is not None and first >= end:
+        raise WrongUsage(f"no time lies between --since {since} and --until {until}")
+    filters = Filters(text=search or "", since=first, until=end, reason=reason)
+    run(_list(filters, limit or (ROWS_ON_A_TERMINAL if is_terminal() and not json else LIMIT), json))
 
 
 @app.command("show")
@@ -140,20 +167,21 @@ def edit(
     run(_edit(row_id, to, subject, html, text))
 
 
-async def _list(reason: str | None, limit: int, json: bool) -> None:
-    from postroom.queue.dead_letters import list_dead_letters
+async def _list(filters: Filters, limit: int, json: bool) -> None:
+    from postroom.queue.dead_letters import count_dead_letters, list_dead_letters
     from postroom.queues import QUEUES
 
     async with opened_room() as room:
-        letters, total = await list_dead_letters(room.database, QUEUES, reason=reason, limit=limit)
+        letters, more = await list_dead_letters(room.database, QUEUES, filters, limit=limit)
+        total = await count_dead_letters(room.database, QUEUES, filters) if more else len(letters)
     if json:
         print_json(letters)
     elif is_terminal():
-        _show_list(letters, reason)
+        _show_list(letters, filters)
     elif letters:
         columns = ["ID", "QUEUE", "SINCE", "REASON", "ABOUT", "LAST ERROR"]
         print_table(columns, [_row_of(letter) for letter in letters])
-    if total > len(letters):
+    if more:
         note(f"{len(letters):,} of {count_of(total, 'dead letter')}; --limit shows more")
 
 
@@ -162,16 +190,24 @@ def _row_of(letter: DeadLetter) -> Row:
     return letter.id, letter.queue, letter.failed_at, letter.reason or "-", about, letter.last_error
 
 
-def _show_list(letters: Sequence[DeadLetter], reason: str | None) -> None:
+def _show_list(letters: Sequence[DeadLetter], filters: Filters) -> None:
     """In cards: an id that is cut off cannot be copied, and a table of these needs 150 columns."""
     if not letters:
-        print_line("There are no dead letters." if reason is None else f"No dead letter has {reason!r}.")
+        print_line(_none(filters))
     for letter in letters:
         since = f"{letter.failed_at.astimezone():%Y-%m-%d %H:%M:%S}" if letter.failed_at else ""
         print_line(f"{letter.id}  {letter.queue}  {letter.reason or '-'}  {since}")
         print_text(" · ".join(value for value in letter.about.values() if value), "    ")
         if letter.last_error:
             print_text(letter.last_error, "    ")
+
+
+def _none(filters: Filters) -> str:
+    if filters.text or filters.timed:
+        return "No dead letter is like that."
+    return (
+        "There are no dead letters." if filters.reason is None else f"No dead letter has {filters.reason!r}."
+    )
 
 
 async def _show(row_id: UUID, json: bool) -> None:
@@ -222,12 +258,14 @@ async def _decide(
     what: What, ids: list[UUID] | None, reason: str | None, said: str | None, json: bool, *, ask: bool = False
 ) -> None:
     from postroom.queue.dead_letters import count_dead_letters, decide
+    from postroom.queue.search import Filters
     from postroom.queues import QUEUES
 
     word, by, stopped = ("retried" if what == "retry" else "discarded"), actor(), None
     async with opened_room() as room:
         if ask:
-            total = count_of(await count_dead_letters(room.database, QUEUES, reason=reason), "dead letter")
+            group = Filters(reason=reason)
+            total = count_of(await count_dead_letters(room.database, QUEUES, group), "dead letter")
             if not typer.confirm(f"Discard {total}?"):
                 raise PostroomError("nothing was discarded")
         with progress(f"{word} 0") as tell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +13,9 @@ import typer
 
 from postroom.cli.errors import WrongUsage
 from postroom.cli.house import opened_room, run
+from postroom.cli.moments import moment_of
 from postroom.cli.screen import print_facts, print_json, print_line, print_table, progress
 from postroom.errors import ConfigError, PostroomError
-from postroom.spans import parse_span
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def replay(
 ) -> None:
     """Run the handlers that events have missed, or one of them again."""
     now = datetime.now(UTC)
-    first = _moment("--since", since, now)
-    end = None if until is None else _moment("--until", until, now)
+    first = moment_of("--since", since, now)
+    end = None if until is None else moment_of("--until", until, now, ends=True)
     if first >= (end or now):
         raise WrongUsage(f"no time lies between --since {since} and {f'--until {until}' if until else 'now'}")
     run(_replay(source, first, end, handler, dry_run=dry_run, json=json))
@@ -173,7 +173,7 @@ def reconcile(
     from postroom.webhooks.reconcile import SINCE_MAX
 
     now = datetime.now(UTC)
-    first = _moment("--since", since, now)
+    first = moment_of("--since", since, now)
     if first < now - SINCE_MAX:
         raise WrongUsage(
             f"--since {since} is more than {SINCE_MAX.days} days ago: an event is known for 30 days"
@@ -235,22 +235,6 @@ async def _forget(program: str) -> None:
             raise PostroomError(f"no program {program!r} has registered handlers; known: {known}")
     for source, name in forgotten:
         print_line(f"forgotten: {name} of {source}")
-
-
-def _moment(option: str, text: str, now: datetime) -> datetime:
-    """A time in ISO 8601, or a span before now."""
-    try:
-        return now - timedelta(seconds=parse_span(text))
-    except ValueError:
-        pass
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)
-    try:
-        return datetime.fromisoformat(text.strip()).astimezone()
-    except (ValueError, OverflowError):
-        raise WrongUsage(
-            f"{option} {text[:40]!r} is no time: write ISO 8601, or a span ago such as 2h or 3d"
-        ) from None
 
 
 def _print(source: Source, request: WebhookRequest, verified: Verified, now_s: float, *, json: bool) -> None:

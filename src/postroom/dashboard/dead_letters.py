@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -10,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
+from postroom.dashboard.filters import PLACES, TEXT_CHARACTERS_MAX, Asked
 from postroom.dashboard.site import (
+    ROOT,
     Form,
     Problem,
     actor_of,
@@ -24,17 +27,18 @@ from postroom.dashboard.site import (
 )
 from postroom.queue import bulk
 from postroom.queue.dead_letters import (
+    COUNTED_MAX,
+    ERRORS_OF,
     Decided,
     What,
     count_dead_letters,
     decide,
     group_dead_letters,
-    list_dead_letters,
 )
+from postroom.queue.search import Filters, InvalidCursor, Listing, list_rows
 from postroom.queues import QUEUES
 from postroom.wording import count_of
 
-SHOWN_MAX = 100
 ACTIONS_SHOWN = 5
 
 _log = log.get_logger()
@@ -42,19 +46,41 @@ _log = log.get_logger()
 
 @page
 async def dead_letters(request: Request) -> Response:
-    """The groups, and the newest letters of all or of one group."""
+    """The groups, and a page of all letters or of one group, newest first."""
     database = site_of(request).room.database
-    reason = request.query_params.get("reason") or None
-    letters, total = await list_dead_letters(database, QUEUES, reason=reason, limit=SHOWN_MAX)
+    query = request.query_params
+    asked = Asked(request, "/dead-letters", {}, kept=("queue", "reason"))
+    queues = [queue for queue in QUEUES if query.get("queue", "") in ("", queue.name)]
+    if not queues:
+        raise Problem(404, f"There is no queue {query['queue'][:80]!r}: there are email and webhook.")
+    after, before = (query.get(name) or None for name in PLACES)
+    if asked.canonical is not None and after is before is None and "notice" not in query:
+        return see(asked.canonical.removeprefix(ROOT))
+    reason = query.get("reason", "").strip()[:TEXT_CHARACTERS_MAX].replace("\0", "") or None
+    filters = replace(asked.filters, reason=reason)
+    found = Listing([], None, None)
+    if not asked.errors:
+        try:
+            found = await list_rows(database, queues, "dead_letter", filters, after=after, before=before)
+        except InvalidCursor:
+            raise Problem(400, "There is no such place in this list: begin at its first page.") from None
+    group = Filters(reason=reason)
     return render(
         request,
         "dead_letters.html",
+        status=400 if asked.errors else 200,
+        asked=asked,
         groups=await group_dead_letters(database, QUEUES),
-        letters=letters,
-        total=total,
+        found=found,
+        is_first=after is before is None,
+        goes_back=before is not None,
+        total=await count_dead_letters(database, queues, group, at_most=COUNTED_MAX),
+        counted_max=COUNTED_MAX,
+        errors_of=ERRORS_OF,
         reason=reason,
+        queue=query.get("queue", ""),
         actions=await bulk.read_actions(database, ACTIONS_SHOWN),
-        notice=request.query_params.get("notice", "")[:300],
+        notice=query.get("notice", "")[:300],
     )
 
 
@@ -119,7 +145,7 @@ async def _decide_all(request: Request, form: Form, what: What) -> Response:
             "asked_at": (await database.fetchval("SELECT clock_timestamp()")).isoformat(),
             "action": str(uuid4()),
         }
-        count = await count_dead_letters(database, queues, reason=reason)
+        count = await count_dead_letters(database, queues, Filters(reason=reason))
         return render(request, "confirm.html", what=what, count=count, ids=[], group=group)
     by, asked_at = actor_of(request), _moment(form.get("asked_at", ""))
     action_id = await bulk.begin(

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
-from postroom.dashboard.messages import MAIL_POLICY, TEXT_CHARACTERS_MAX
+from postroom.dashboard.filters import TEXT_CHARACTERS_MAX
+from postroom.dashboard.messages import MAIL_POLICY
 from postroom.dashboard.site import Problem, actor_of, form_of, page, render, see, session_of, site_of
 from postroom.database.audit import record
 from postroom.email.mailbox import SEARCHED_MAX, Mail, delete_mails, list_mails, read_mail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -11,15 +12,16 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from postroom.dashboard.filters import PLACES, Asked
 from postroom.dashboard.site import ROOT, Problem, actor_of, form_of, page, render, see, site_of
 from postroom.queue.dead_letters import read_row
 from postroom.queue.explain import KEPT_MAX, explain
-from postroom.queue.search import STATES, InvalidCursor, list_rows
+from postroom.queue.parts import STATES
+from postroom.queue.search import InvalidCursor, Listing, list_rows
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES, WEBHOOKS
 from postroom.webhooks.replay import handlers_of, replay_event
 
-TEXT_CHARACTERS_MAX = 200
 SHOWN_CHARACTERS_MAX = 100_000
 """Of a body, a payload or another value on a message's page."""
 
@@ -29,17 +31,39 @@ MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src d
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one queue is shown."""
+    """
+    How one queue is shown.
+
+    Attributes:
+        fields: The filters by a text, and what they are called.
+        hint: What the search looks in.
+    """
 
     queue: QueueTable
     path: str
     title: str
     done: str
+    fields: Mapping[str, str]
+    hint: str
 
 
 KINDS = {
-    "emails": Kind(EMAILS, "/emails", "E-mails", "Sent"),
-    "webhooks": Kind(WEBHOOKS, "/webhooks", "Webhook events", "Processed"),
+    "emails": Kind(
+        EMAILS,
+        "/emails",
+        "E-mails",
+        "Sent",
+        {"to": "To", "subject": "Subject", "type": "Type", "error": "Error"},
+        "Address, subject, type, error or id",
+    ),
+    "webhooks": Kind(
+        WEBHOOKS,
+        "/webhooks",
+        "Webhook events",
+        "Processed",
+        {"source": "Source", "type": "Type", "event": "Event id", "error": "Error"},
+        "Event id, type, source, error or id",
+    ),
 }
 
 
@@ -47,32 +71,42 @@ KINDS = {
 async def messages(request: Request) -> Response:
     """A page of a list; what looks like an id leads to its message."""
     kind = _kind(request)
+    asked = Asked(request, kind.path, kind.fields, kept=("state",))
     query = request.query_params
-    state = query.get("state", "done")
-    if state not in STATES:
-        raise Problem(404, f"There is no list {state!r}.")
-    text = query.get("q", "").strip()[:TEXT_CHARACTERS_MAX]
-    if (message_id := _uuid(text)) is not None:
+    if (message_id := _uuid(asked.values["q"])) is not None:
         return RedirectResponse(f"{ROOT}{kind.path}/{message_id}", 303)
-    try:
-        found = await list_rows(
-            site_of(request).room.database,
-            kind.queue,
-            state,
-            text=text.replace("\0", ""),
-            cursor=query.get("after") or None,
-        )
-    except InvalidCursor:
-        raise Problem(400, "There is no such place in this list: begin at its first page.") from None
+    # Who looks for something looks everywhere, until a list is chosen.
+    chosen = query.get("state") or ("all" if asked.is_on else "done")
+    state = next((each for each in STATES if each == chosen), None)
+    if state is None:
+        raise Problem(404, f"There is no list {chosen[:80]!r}.")
+    after, before = (query.get(name) or None for name in PLACES)
+    if asked.canonical is not None and after is before is None:
+        return RedirectResponse(asked.canonical, 303)
+    found = Listing([], None, None)
+    if not asked.errors:
+        try:
+            found = await list_rows(
+                site_of(request).room.database,
+                [kind.queue],
+                state,
+                asked.filters,
+                after=after,
+                before=before,
+            )
+        except InvalidCursor:
+            raise Problem(400, "There is no such place in this list: begin at its first page.") from None
     return render(
         request,
         "messages.html",
+        status=400 if asked.errors else 200,
         kind=kind,
+        asked=asked,
         state=state,
         states=_states(kind),
-        text=text,
         found=found,
-        after=query.get("after", ""),
+        is_first=after is before is None,
+        goes_back=before is not None,
     )
 
 
@@ -164,8 +198,8 @@ def _replaces(metadata: Any) -> UUID | None:
 
 
 def _states(kind: Kind) -> list[tuple[str, str]]:
-    names = {"waiting": "Waiting", "in_flight": "In flight", "done": kind.done}
-    return list((names | {"dead_letter": "Dead letters", "failed": "Given up"}).items())
+    names = {"done": kind.done, "waiting": "Waiting", "in_flight": "In flight"}
+    return list((names | {"dead_letter": "Dead letters", "failed": "Given up", "all": "All"}).items())
 
 
 def _cut(text: str | None) -> str | None:

@@ -74,6 +74,8 @@ class Site:
             "latency": wording.latency,
             "away": wording.away,
             "clock": wording.clock,
+            "stamp": wording.stamp,
+            "zone": wording.zone,
             "number": lambda number: f"{number:,}",
             "quote": lambda text: quote(str(text), safe=""),
             "commands": _commands,
@@ -247,10 +249,10 @@ def problem_page(request: Request, status: int, text: str) -> Response:
     )
 
 
-def render(request: Request, template: str, **facts: Any) -> Response:
+def render(request: Request, template: str, *, status: int = 200, **facts: Any) -> Response:
     """A page for who is logged in."""
     facts = {"may_change": key_of(request).role == "operator", **facts}
-    return html_answer(site_of(request).draw(template, session_of(request), facts))
+    return html_answer(site_of(request).draw(template, session_of(request), facts), status)
 
 
 def html_answer(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

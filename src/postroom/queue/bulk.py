@@ -19,6 +19,7 @@ from postroom.database.audit import Action, Actor, record
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, PostroomError
 from postroom.queue.dead_letters import What, count_dead_letters
+from postroom.queue.search import Filters
 from postroom.queue.table import QueueTable
 
 STEP_ROWS = 1_000
@@ -36,7 +37,7 @@ class BulkAction:
 
     Attributes:
         queue: `email` or `webhook`; None is both.
-        reason: See list_dead_letters.
+        reason: See Filters.
         total: Dead letters of the group when it was asked for.
         refused: Rows whose own trigger refuses, or that somebody held: they are dead letters still.
         why: The first one's error.
@@ -88,7 +89,7 @@ async def begin(
     """
     action_id = action_id or uuid4()
     asked_at = asked_at or await database.fetchval("SELECT clock_timestamp()")
-    total = await count_dead_letters(database, queues, reason=reason)
+    total = await count_dead_letters(database, queues, Filters(reason=reason))
     queue = queues[0].name if len(queues) == 1 else None
     async with database.transaction() as connection:
         begun = await connection.fetchval(

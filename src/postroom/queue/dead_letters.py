@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -13,23 +13,22 @@ import orjson
 
 from postroom.database.audit import Action, Actor, record
 from postroom.database.connect import Database
+from postroom.queue.parts import REASONS, of_reason
+from postroom.queue.search import Filters, conditions, list_rows, within
 from postroom.queue.statements import read_json
 from postroom.queue.table import QueueTable
-
-REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale")
-"""Why postroom gives a row up; what an old caller gave up has none of them."""
 
 What = Literal["retry", "discard"]
 """What may be decided on a dead letter."""
 
 BATCH_ROWS = 500
-GROUPED_MAX = 10_000
-"""Dead letters of a queue beyond this many, the older ones, are not grouped."""
+COUNTED_MAX = 10_000
+"""Dead letters of a group beyond this many are not counted, where a page only shows the number."""
+
+ERRORS_OF = 500
+"""A group's most frequent errors are those of its newest dead letters, so many."""
 
 _DEADLINE_S = 60.0
-_OF_GROUP = (
-    "item.status = 'dead_letter' AND postroom.dead_letter_is($1::text, item.dead_reason, item.last_error)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,46 +61,45 @@ class Decided:
 
 
 async def list_dead_letters(
-    database: Database, queues: Sequence[QueueTable], *, reason: str | None, limit: int
-) -> tuple[list[DeadLetter], int]:
+    database: Database, queues: Sequence[QueueTable], filters: Filters, *, limit: int
+) -> tuple[list[DeadLetter], bool]:
+    """The newest dead letters of these queues, and whether there are more; it looks until it has them."""
+    about = {queue.name: queue.about for queue in queues}
+    found = await list_rows(database, queues, "dead_letter", filters, limit=limit, look_s=_DEADLINE_S)
+    return [_dead_letter(row, about[row["queue"]]) for row in found.rows], found.next is not None
+
+
+async def count_dead_letters(
+    database: Database, queues: Sequence[QueueTable], filters: Filters, *, at_most: int | None = None
+) -> int:
     """
-    The newest dead letters of these queues, and how many there are in all.
+    How many there are.
 
     Args:
-        reason: One of REASONS, `none` (an old caller gave it up), or a part of the last error in any case;
-            None takes all.
+        at_most: Of each queue no more are counted.
     """
-    found: list[DeadLetter] = []
     total = 0
     for queue in queues:
-        about = ", ".join(f"item.{column}" for column in queue.about)
-        rows = await database.fetch(
-            f"""
-            SELECT
-                item.id, item.dead_reason, item.last_error, COALESCE(item.attempts, 0) AS attempts,
-                item.failed_at, item.created_at, {about}
-            FROM {queue.table} AS item
-            WHERE {_OF_GROUP}
-            ORDER BY item.failed_at DESC NULLS LAST, item.id
-            LIMIT $2
-            """,  # noqa: S608 - names of ours
-            reason,
-            limit,
-            deadline_s=_DEADLINE_S,
+        values: list[object] = [at_most]
+
+        def argument(value: object, values: list[object] = values) -> str:
+            values.append(value)
+            return f"${len(values)}"
+
+        where = " AND ".join(
+            condition
+            for condition in (
+                "item.status = 'dead_letter'",
+                of_reason(filters.known_reason),
+                conditions(queue, filters, argument),
+                within("item.failed_at", filters, argument),
+            )
+            if condition
         )
-        total += await count_dead_letters(database, [queue], reason=reason)
-        found += [_dead_letter(queue, row) for row in rows]
-    found.sort(key=lambda letter: letter.failed_at.timestamp() if letter.failed_at else 0, reverse=True)
-    return found[:limit], total
-
-
-async def count_dead_letters(database: Database, queues: Sequence[QueueTable], *, reason: str | None) -> int:
-    """How many there are; see list_dead_letters."""
-    total = 0
-    for queue in queues:
+        letters = f"SELECT FROM {queue.table} AS item WHERE {where} LIMIT $1::bigint"
         total += await database.fetchval(
-            f"SELECT count(*) FROM {queue.table} AS item WHERE {_OF_GROUP}",  # noqa: S608 - names of ours
-            reason,
+            f"SELECT count(*) FROM ({letters}) AS letter",  # noqa: S608
+            *values,
             deadline_s=_DEADLINE_S,
         )
     return total
@@ -114,67 +112,70 @@ class Group:
 
     Attributes:
         reason: One of REASONS; None where an old caller gave them up.
-        count: Of the newest GROUPED_MAX of its queue.
+        count: COUNTED_MAX at most.
+        more: Whether there are more.
         newest_at: When the last of them died.
-        errors: The last errors that are most frequent among them, with how often each is there.
+        errors: The last errors that are most frequent among the newest ERRORS_OF, with how often each is.
     """
 
     queue: str
     reason: str | None
     count: int
+    more: bool
     newest_at: datetime | None
     errors: list[tuple[str, int]]
 
 
 async def group_dead_letters(database: Database, queues: Sequence[QueueTable]) -> list[Group]:
     """
-    The newest dead letters of each queue by reason, the largest group first.
+    The dead letters of each queue by reason, the largest group first; each group is read from an index.
 
     Errors that differ in numbers and ids alone are one.
     """
     groups: list[Group] = []
     for queue in queues:
-        rows = await database.fetch(
-            f"""
-            SELECT
-                same.dead_reason AS reason, sum(same.count)::integer AS count,
-                max(same.newest_at) AS newest_at,
-                (array_agg(same.error ORDER BY same.count DESC))[:3] AS errors,
-                (array_agg(same.count ORDER BY same.count DESC))[:3] AS counts
-            FROM (
-                SELECT
-                    letter.dead_reason,
-                    regexp_replace(
-                        left(letter.last_error, 200), '[0-9a-f]{{8}}-[0-9a-f-]{{27}}|[0-9]{{3,}}', '…', 'g'
-                    ) AS error,
-                    count(*)::integer AS count,
-                    max(letter.failed_at) FILTER (WHERE isfinite(letter.failed_at)) AS newest_at
-                FROM (
-                    SELECT item.dead_reason, item.last_error, item.failed_at
-                    FROM {queue.table} AS item
-                    WHERE item.status = 'dead_letter'
-                    ORDER BY item.failed_at DESC
-                    LIMIT $1
-                ) AS letter
-                GROUP BY 1, 2
-            ) AS same
-            GROUP BY 1
-            ORDER BY 2 DESC
-            """,  # noqa: S608 - names of ours
-            GROUPED_MAX,
-            deadline_s=_DEADLINE_S,
-        )
+        sql = " UNION ALL ".join(_group(queue, reason) for reason in (*REASONS, "none"))
+        rows = await database.fetch(sql, COUNTED_MAX, ERRORS_OF, deadline_s=_DEADLINE_S)
         groups += [
             Group(
                 queue.name,
                 row["reason"],
-                row["count"],
+                min(row["count"], COUNTED_MAX),
+                row["count"] > COUNTED_MAX,
                 row["newest_at"],
                 [(error or "", count) for error, count in zip(row["errors"], row["counts"], strict=True)],
             )
             for row in rows
+            if row["count"]
         ]
-    return sorted(groups, key=lambda group: -group.count)
+    return sorted(groups, key=lambda group: (group.more, group.count), reverse=True)
+
+
+def _group(queue: QueueTable, reason: str) -> str:
+    """A row about one group. $1 how many are counted, $2 how many are read."""
+    letters = f"FROM {queue.table} AS item WHERE item.status = 'dead_letter' AND {of_reason(reason)}"
+    return f"""
+        SELECT
+            {"NULL" if reason == "none" else f"'{reason}'"}::text AS reason,
+            (SELECT count(*) FROM (SELECT {letters} LIMIT $1::bigint + 1) AS letter) AS count,
+            (
+                SELECT item.failed_at {letters} AND item.failed_at < 'infinity'
+                ORDER BY item.failed_at DESC LIMIT 1
+            ) AS newest_at,
+            COALESCE((array_agg(same.error ORDER BY same.count DESC))[:3], '{{}}') AS errors,
+            COALESCE((array_agg(same.count ORDER BY same.count DESC))[:3], '{{}}') AS counts
+        FROM (
+            SELECT
+                regexp_replace(
+                    left(letter.last_error, 200), '[0-9a-f]{{8}}-[0-9a-f-]{{27}}|[0-9]{{3,}}', '…', 'g'
+                ) AS error,
+                count(*)::integer AS count
+            FROM (
+                SELECT item.last_error {letters} ORDER BY item.failed_at DESC LIMIT $2
+            ) AS letter
+            GROUP BY 1
+        ) AS same
+    """  # noqa: S608 - names of ours
 
 
 async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[str, Any] | None:
@@ -298,14 +299,14 @@ async def _statuses(database: Database, queue: QueueTable, ids: Sequence[UUID]) 
     return {row["id"]: row["status"] for row in rows}
 
 
-def _dead_letter(queue: QueueTable, row: Any) -> DeadLetter:
+def _dead_letter(row: Mapping[str, Any], about: Sequence[str]) -> DeadLetter:
     return DeadLetter(
         id=row["id"],
-        queue=queue.name,
+        queue=row["queue"],
         reason=row["dead_reason"],
         last_error=row["last_error"],
         attempts=row["attempts"],
-        failed_at=row["failed_at"],
+        failed_at=row["at"],
         created_at=row["created_at"],
-        about={column: row[column] for column in queue.about},
+        about=dict(zip(about, row["about"], strict=True)),
     )

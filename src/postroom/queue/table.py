@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class QueueTable:
         noun: What people call a row, such as `e-mail`.
         about: The columns that tell a person what a row is about.
         listed: The columns of a list of rows.
-        searched: Those of them, and of every queue's, that a text is looked for in.
+        filters: The columns that a text is looked for in, by the name of their filter, such as `to`.
         hidden: The columns that hold its body.
         done: The status of a row that has succeeded.
         done_at: When it did.
@@ -32,7 +33,7 @@ class QueueTable:
     noun: str
     about: tuple[str, ...]
     listed: tuple[str, ...]
-    searched: tuple[str, ...]
+    filters: Mapping[str, str]
     hidden: tuple[str, ...]
     done: str
     done_at: str

@@ -89,6 +89,11 @@ CREATE INDEX postroom_email_dead_letter
     ON public.email_queue (failed_at)
     WHERE status = 'dead_letter';
 
+-- Those of one reason, and how many there are.
+CREATE INDEX postroom_email_dead_reason
+    ON public.email_queue (dead_reason, failed_at, id)
+    WHERE status = 'dead_letter';
+
 -- Lists of what has ended, newest first. A row enters one of them once, when it ends.
 CREATE INDEX postroom_email_sent
     ON public.email_queue (sent_at)
@@ -153,6 +158,11 @@ CREATE INDEX postroom_webhook_due
 -- dead-letters list, newest first; the monitoring query that counts them.
 CREATE INDEX postroom_webhook_dead_letter
     ON public.webhook_retry_queue (failed_at)
+    WHERE status = 'dead_letter';
+
+-- Those of one reason, and how many there are.
+CREATE INDEX postroom_webhook_dead_reason
+    ON public.webhook_retry_queue (dead_reason, failed_at, id)
     WHERE status = 'dead_letter';
 
 -- Lists of what has ended, newest first.
