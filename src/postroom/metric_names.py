@@ -84,6 +84,12 @@ METRICS = {
         (),
         "Age of the oldest transaction that keeps vacuum from its work; 0 where there is none.",
     ),
+    "postroom_paused_seconds": Metric(
+        "gauge",
+        "database",
+        ("kind", "name"),
+        "For how long a person has paused a queue or a transport; 0 or missing: it is not paused.",
+    ),
     "postroom_queue_depth": Metric(
         "gauge",
         "database",

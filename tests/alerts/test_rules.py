@@ -23,6 +23,7 @@ from postroom.database.audit import Actor
 from postroom.database.migrate import migrate
 from postroom.jobs import jobs_of
 from postroom.queue.dead_letters import decide
+from postroom.queue.pauses import pause, resume
 from postroom.queues import EMAILS
 from postroom.schedule.scheduler import Scheduler
 from postroom.schedule.store import CronStore
@@ -165,6 +166,32 @@ async def test_a_transport_that_is_down_is_told(database_url: str, tmp_path: Pat
         finally:
             server.stop()
         await told(house, "over", "transport_paused", name)
+
+
+async def test_what_a_person_has_paused_is_told_as_that_and_not_as_what_is_late(
+    database_url: str, tmp_path: Path
+) -> None:
+    """By whom and why, with the command that ends it; over when it is resumed."""
+    ada = Actor("ada@house", "cli")
+    async with watched(database_url, tmp_path, oldest_due="0s", paused="0s") as house:
+        database = house.room.database
+        await house.send()
+        why = "bob@example.com asked"
+        await pause(database, "queue", "email", by=ada, reason=why, for_s=None)
+        body = await told(house, "fired", "paused", "emails")
+        assert "queue email is paused by ada@house since " in body.lower()
+        assert "because: …@example.com asked" in body
+        assert "Command: postroom resume emails" in body
+        await resume(database, "queue", "email", by=ada)
+        await pause(
+            database, "transport", name := house.room.transport_names[0], by=ada, reason=None, for_s=60
+        )
+        await house.look()  # the one is over, the other begins
+        found = {("alert.over", "paused", "emails"), ("alert.fired", "paused", f"transport {name}")}
+        assert set(house.hook.told[1:]) == found
+        await resume(database, "transport", name, by=ada)
+        await house.look()
+        assert ("alert.fired", "oldest_due", "email") in house.hook.told
 
 
 async def test_that_no_worker_lives_is_told(database_url: str, tmp_path: Path, programs: Programs) -> None:

@@ -10,10 +10,12 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from postroom import Room
+from postroom.database.audit import Actor
 from postroom.errors import PermanentFailure
 from postroom.http import app
 from postroom.http.server import serve
 from postroom.metric_names import METRICS
+from postroom.queue.pauses import pause
 from tests.http.conftest import Served, serving, settings_of
 from tests.http.test_webhooks import SECRET, by_stripe, post
 from tests.support.postgres import free_port
@@ -46,7 +48,7 @@ async def scrape(served: Served) -> Samples:
     return parsed(answer.text)
 
 
-def of(samples: Samples, name: str, **labels: str) -> float | None:
+def of(samples: Samples, name: str, /, **labels: str) -> float | None:
     """One sample; None where it is not there."""
     return samples.get((name, tuple(sorted(labels.items()))))
 
@@ -189,6 +191,24 @@ async def test_workers_transports_and_cron_are_shown(served: Served) -> None:
     assert of(samples, "postroom_cron_job_failing", job="cleanup") == 0
     success = of(samples, "postroom_cron_job_last_success_timestamp_seconds", job="process-email-queue")
     assert success == 1767261600
+
+
+async def test_what_persons_have_paused_is_shown_with_its_age(served: Served) -> None:
+    """What is due waits for that; a transport that is not paused has no series."""
+    database = served.room.database
+    ada = Actor("ada@house", "cli")
+    await database.execute(
+        "INSERT INTO email_queue (to_email, subject, html) VALUES ('ada@example.com', 's', 'h')"
+    )
+    await pause(database, "queue", "email", by=ada, reason=None, for_s=None)
+    await pause(database, "transport", "resend", by=ada, reason=None, for_s=None)
+    await database.execute("UPDATE postroom.pauses SET since = since - interval '1 hour'")
+    samples = await scrape(served)
+    for kind, name in (("queue", "email"), ("transport", "resend")):
+        assert 3_600 <= (of(samples, "postroom_paused_seconds", kind=kind, name=name) or 0.0) < 3_700
+    assert of(samples, "postroom_paused_seconds", kind="queue", name="webhook") == 0
+    assert of(samples, "postroom_queue_depth", queue="email", state="paused") == 1
+    assert of(samples, "postroom_queue_depth", queue="email", state="due") == 0
 
 
 async def test_a_held_snapshot_shows_its_age(served: Served) -> None:

@@ -152,6 +152,13 @@ def _both(queue: Queue) -> list[Call]:
             "tallies",
             passes_over=True,
         ),
+        call(
+            "a person pauses the queue",
+            f"SELECT postroom.pause('queue', '{queue}', 'ada', 'why')",
+            "pause due1",
+        ),
+        call("another person pauses it", f"SELECT postroom.pause('queue', '{queue}', 'bob')", "pause"),
+        call("a person resumes it", f"SELECT postroom.resume('queue', '{queue}') AS was", "pause"),
         call("the house is cleaned up", "SELECT postroom.cleanup_house()", "W1 W2"),
         call("dead workers are forgotten", "SELECT postroom.forget_dead_workers()", "W1 W2"),
         call(

@@ -27,6 +27,7 @@ TABLES = (
     "postroom.webhook_requests",
     "postroom.handlers",
     "postroom.old_leases",
+    "postroom.pauses",
     "postroom.tallies",
     "postroom.processing_minutes",
     "postroom.processing_totals",

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from postroom.database.snapshots import read_snapshot_holders
+from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.status import read_limits, read_workers
 from postroom.queue.times import merge_tallies
-from postroom.queues import QUEUES
+from postroom.queues import EMAILS, QUEUES
 from postroom.schedule.health import read_job_health
 from postroom.wording import count_of, duration
 
@@ -89,17 +90,26 @@ async def dead_letters(room: Room, threshold: float) -> list[Found]:
 
 
 async def oldest_due(room: Room, threshold: float) -> list[Found]:
-    """What could be attempted and is not; a line behind the global limit is no fault."""
+    """What could be attempted and is not; a line behind the global limit or a pause is no fault."""
     row = await room.database.fetchrow(
         "SELECT postroom.email_due_s() AS email, postroom.webhook_due_s() AS webhook"
     )
     assert row is not None
     held = {limit.key for limit in await read_limits(room.database, QUEUES) if limit.used == limit.amount}
+    paused = await _paused_queues(room)
     return [
         Found(queue.name, f"the oldest due {queue.noun} has been due for {duration(row[queue.name])}")
         for queue in QUEUES
-        if (row[queue.name] or 0.0) > threshold and queue.limit_key not in held
+        if (row[queue.name] or 0.0) > threshold and queue.limit_key not in held and queue.name not in paused
     ]
+
+
+async def _paused_queues(room: Room) -> set[str]:
+    """The queues of which nothing is attempted by a person's word: the rule `paused` speaks of them."""
+    by_hand = [pause for pause in await read_pauses(room.database) if pause.by_hand]
+    queues = {pause.name for pause in by_hand if pause.kind == "queue"}
+    transports = {pause.name for pause in by_hand if pause.kind == "transport"}
+    return queues | ({EMAILS.name} if transports and transports.issuperset(room.transport_names) else set())
 
 
 async def failure_rate(room: Room, threshold: float) -> list[Found]:
@@ -157,6 +167,16 @@ async def transport_paused(room: Room, threshold: float) -> list[Found]:
     ]
 
 
+async def paused(room: Room, threshold: float) -> list[Found]:
+    """Also with an end: whoever is told of what does not flow is to know why."""
+    now = await room.database.fetchval("SELECT clock_timestamp()")
+    return [
+        Found(pause.words, f"{pause.what} is {_fit_for_a_chat_room(pause).said(now)}")
+        for pause in await read_pauses(room.database)
+        if pause.since is not None and (now - pause.since).total_seconds() > threshold
+    ]
+
+
 async def no_worker(room: Room, threshold: float) -> list[Found]:
     """Of a queue that has ever held a row."""
     workers = {worker.queue for worker in await read_workers(room.database) if worker.alive and worker.claims}
@@ -209,6 +229,10 @@ async def disk(room: Room, threshold: float) -> list[Found]:
     return [Found("", f"the disk of the embedded database has {free} left")]
 
 
+def _fit_for_a_chat_room(pause: Pause) -> Pause:
+    return replace(pause, reason=_without_addresses(pause.reason) if pause.reason else None)
+
+
 def _retry(subject: str) -> str:
     reason = subject.partition("/")[2]
     return (
@@ -232,7 +256,7 @@ RULES = {
         ),
         Rule(
             "oldest_due",
-            "Something has been due for longer than this, and no limit holds it.",
+            "Something has been due for longer than this, and neither a limit nor a pause holds it.",
             "span",
             300,
             oldest_due,
@@ -256,6 +280,15 @@ RULES = {
             transport_paused,
             "check its host, port and password, and the provider's own status page",
             lambda _subject: "postroom status",
+        ),
+        Rule(
+            "paused",
+            "A person has paused a queue or a transport for longer than this.",
+            "span",
+            3600,
+            paused,
+            "resume it where its reason is gone",
+            lambda subject: f"postroom resume {subject}",
         ),
         Rule(
             "no_worker",

@@ -21,7 +21,6 @@ from postroom.dashboard.verdict import House, judge
 from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
 from postroom.queue.depths import Depths, read_depths
-from postroom.queue.pauses import read_pauses
 from postroom.queue.status import read_limit_waits, read_limits
 from postroom.queue.times import MEASURES, Flow, QueueFlow, read_flow, read_last_minute
 from postroom.queues import EMAILS, QUEUES
@@ -74,7 +73,7 @@ async def flow(request: Request) -> Response:
 async def _live(room: Room) -> dict[str, Any]:
     database = room.database
     depths = await read_depths(database, QUEUES)
-    paused = await read_pauses(database)
+    paused = depths.paused
     held = [pause.name for pause in paused if pause.kind == "transport"]
     cron = await read_cron(database)
     alerts = [alert for alert in await AlertStore(database).read() if alert.fired_at and not alert.over_at]

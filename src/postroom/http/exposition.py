@@ -182,6 +182,7 @@ def _of_depths(found: Depths) -> dict[str, Values]:
         },
         "postroom_worker_attempts_in_flight": {(queue,): begun[queue] for queue in queues},
         "postroom_transport_paused": {(name,): float(paused) for name, paused in found.transports.items()},
+        "postroom_paused_seconds": {("queue", queue): 0.0 for queue in queues} | found.paused_s,
         "postroom_limit_slots": {(limit.key,): limit.amount or 0 for limit in found.limits},
         "postroom_limit_slots_used": {(limit.key,): limit.used or 0 for limit in found.limits},
         "postroom_cron_leader": {(): float(found.cron_leads)},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from postroom.database.connect import Database
+from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.status import LimitStatus, WorkerStatus, read_limits, read_workers
 from postroom.queue.table import QueueTable
 
@@ -26,6 +27,8 @@ class Depths:
         helpers: Those that are alive and serve direct e-mails alone.
         transports: Whether each is paused.
         oldest_snapshot_s: Of the transactions that the database shows us.
+        paused: Queues and transports that are, by a person or since a transport is down.
+        paused_s: For how long persons have paused queues and transports, by kind and name.
     """
 
     live: dict[tuple[str, str], int]
@@ -37,6 +40,8 @@ class Depths:
     limits: list[LimitStatus]
     cron_leads: bool
     oldest_snapshot_s: float
+    paused: list[Pause] = field(default_factory=list)
+    paused_s: dict[tuple[str, ...], float] = field(default_factory=dict)
 
 
 async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depths:
@@ -51,6 +56,7 @@ async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depth
     assert one is not None
     shared = [limit for limit in await read_limits(database, queues) if limit.key == "email:global"]
     workers = await read_workers(database)
+    paused = await read_pauses(database)
     return Depths(
         live={(row["queue"], row["state"]): row["count"] for row in depths if row["state"] != "dead_letter"},
         oldest_due_s={"email": one["email_due_s"] or 0.0, "webhook": one["webhook_due_s"] or 0.0},
@@ -61,11 +67,18 @@ async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depth
         limits=[limit for limit in shared if limit.amount is not None],
         cron_leads=one["cron_leads"],
         oldest_snapshot_s=max(one["snapshot_s"], 0.0),
+        paused=paused,
+        paused_s={
+            (pause.kind, pause.name): max((one["now"] - pause.since).total_seconds(), 0.0)
+            for pause in paused[:TRANSPORTS_MAX]
+            if pause.since is not None
+        },
     )
 
 
 _SINGLE = """
     SELECT
+        clock_timestamp() AS now,
         postroom.email_due_s() AS email_due_s,
         postroom.webhook_due_s() AS webhook_due_s,
         EXISTS (

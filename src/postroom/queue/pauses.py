@@ -78,7 +78,14 @@ class Pause:
     @property
     def resume_command(self) -> str:
         """The command that ends it."""
-        return f"postroom resume {shlex.join(_words(self))}"
+        return f"postroom resume {self.words}"
+
+    @property
+    def words(self) -> str:
+        """What it is called on the command line: `emails`, `transport smtp://relay.example.com:25`."""
+        if self.kind == "transport":
+            return shlex.join(["transport", self.name])
+        return next(word for word, queue in QUEUE_WORDS.items() if queue == self.name)
 
     def said(self, now: datetime) -> str:
         """`paused by ada since 10:31:07 (3 min ago) until 12:00:00 (in 1 h 29 min) because: …`."""
@@ -280,13 +287,6 @@ async def known_transports(database: Database, configured: Sequence[str]) -> lis
         """
     )
     return list(dict.fromkeys([*configured, *(row["name"] for row in rows)]))
-
-
-def _words(pause: Pause) -> list[str]:
-    """What it is called on the command line."""
-    if pause.kind == "transport":
-        return ["transport", pause.name]
-    return [next(word for word, queue in QUEUE_WORDS.items() if queue == pause.name)]
 
 
 _BY_HAND = """
