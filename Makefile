@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 SETUP  := .venv/.setup-done
 PEERS  := .venv/.peers-done
+SITE   := .venv/.site-done
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -12,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check bench chaos demo screenshots fmt lock upgrade
+.PHONY: help setup up test check bench chaos demo docs screenshots fmt lock upgrade
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +26,11 @@ up: $(SETUP) ## run all of postroom on the embedded database
 test: $(SETUP) ## all tests but the long ones
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal
 
-check: $(SETUP) ## format, lint, types
+check: $(SETUP) ## format, lint, types, the reference of docs/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_reference.py --check
 	@if find src/postroom/sql -name '*.sql' | grep -q .; then \
 	    echo "$(BIN)/sqlfluff lint src/postroom/sql"; \
 	    $(BIN)/sqlfluff lint --nocolor --disable-progress-bar --processes 2 src/postroom/sql; \
@@ -47,6 +49,10 @@ demo: $(SETUP) ## send mails and webhooks on a throw-away database, break worker
 screenshots: $(SETUP) ## take the pictures of docs/screenshots anew (LOOK=FOLDER: every page, to look at; ONLY=name)
 	$(BIN)/python -m tests.browser.screenshots $(if $(LOOK),--look $(LOOK)) $(if $(ONLY),--only $(ONLY))
 
+docs: $(SETUP) $(SITE) ## make the reference from the code, and the site of docs/ in build/site
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
@@ -56,6 +62,8 @@ lock: $(SETUP) ## put the dependencies of pyproject.toml into the lock files, an
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group dev --extra alerts --extra otel --extra psycopg -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group bench -c requirements.lock \
 	    -o bench/requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group docs -c requirements.lock \
+	    -o docs/requirements.lock pyproject.toml
 	@for peer in bench/peers/*.in; do \
 	    flags="$(LOCK_FLAGS)"; case $$peer in */oban.in) flags="$(subst 3.11,3.12,$(LOCK_FLAGS))";; esac; \
 	    $(BIN)/uv pip compile --quiet $(UPGRADE) $$flags -o $${peer%.in}.lock $$peer; \
@@ -76,4 +84,8 @@ $(SETUP): requirements.lock pyproject.toml
 
 $(PEERS): bench/requirements.lock $(SETUP)
 	$(BIN)/python -m pip install --quiet --require-hashes -r bench/requirements.lock
+	@touch $@
+
+$(SITE): docs/requirements.lock $(SETUP)
+	$(BIN)/python -m pip install --quiet --require-hashes -r docs/requirements.lock
 	@touch $@

@@ -37,16 +37,19 @@ class Program:
         """Its process."""
         return self._process.pid
 
-    def work(self) -> tuple[float, dict[str, Any]]:
+    def work(self, limit_s: float = WORK_S_MAX) -> tuple[float, dict[str, Any]]:
         """
         Give the word and wait for its end.
+
+        Args:
+            limit_s: A program that takes longer than this has failed.
 
         Returns:
             Seconds from the word to the answer, and what it says of itself.
         """
         began = time.monotonic()
         self.tell("go")
-        answer = _line_of(self._process, WORK_S_MAX)
+        answer = _line_of(self._process, limit_s)
         took_s = time.monotonic() - began
         if not answer:
             raise RuntimeError("it ended before its work was done: see its log in bench/.results")

@@ -61,6 +61,7 @@ async def main(settings: dict[str, Any]) -> None:
             done = await engine.run_pass(until_nothing_due=True)
             cpu_s = time.process_time() - began_cpu_s
             print(json.dumps({"sent": done.done, "cpu_s": cpu_s}), flush=True)
+            await words.read()  # whoever asked may look at the process now
         else:
             stop = asyncio.Event()
             working = asyncio.create_task(engine.run(stop))

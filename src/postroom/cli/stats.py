@@ -105,7 +105,7 @@ def _print(found: Stats, since: str) -> None:
                 line.queue,
                 _kind(line),
                 line.attempts,
-                f"{line.attempts / minutes:.1f}",
+                _rate(line.attempts / minutes),
                 line.dead_letters,
                 line.limit_waits,
             )
@@ -173,6 +173,11 @@ def _percentiles(line: Line, measure: str) -> dict[str, float | None]:
         name: None if (found := line.times[measure].percentile_ms(share)) is None else round(found, 1)
         for name, share in SHARES.items()
     }
+
+
+def _rate(per_minute: float) -> str:
+    """Two digits of what is rare: 50 of a day are 0.035 a minute, not none."""
+    return f"{per_minute:,.1f}" if per_minute >= 1 or not per_minute else f"{per_minute:.2g}"
 
 
 def _kind(line: Line) -> str:

@@ -1,0 +1,220 @@
+"""
+The samples of a page, run in the order in which a reader meets them, in one folder.
+
+A block of `console` has commands behind `$ ` and what they print; `…` stands for anything there, and a
+line of it for any lines. A command that serves stays in the background until the page ends, or has it again:
+then it is begun anew. `sql` goes to the database. A block whose first line is a comment with a file's name is
+that file; `python` without one is run, and may await. `<!-- not run: WHY -->` above a block leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.waiting import until_now
+
+COMMAND_S_MAX = 60.0
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>[a-z]+)[^\n]*\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_FILE = re.compile(r"(?:#|//|--|;) ((?:[\w.-]+/)*[\w-]+\.\w+)$")
+_STAYS = re.compile(
+    r"(\w+=\S+ )*(postroom (up|serve|worker|scheduler)|python manage\.py runserver|uvicorn)\b(?!.*--drain)"
+)
+_MAY_FAIL = {"postroom doctor"}
+"""It finds that the tests' server is not durable."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    One block of a page.
+
+    Attributes:
+        line: Where it stands, from 1.
+        skipped: Why it is not run; empty where it is.
+    """
+
+    language: str
+    text: str
+    line: int
+    skipped: str
+
+
+def samples_of(page: Path) -> list[Sample]:
+    """All blocks of a page that have a language."""
+    text = page.read_text()
+    return [
+        Sample(found["language"], found["text"], text[: found.start()].count("\n") + 1, found["why"] or "")
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+class Reader:
+    """
+    Follows a page to its end.
+
+    Args:
+        folder: An empty folder.
+        settings: Variables of the environment beside the reader's own.
+        instead: What stands in a page, and what is there instead: a mail server, a port.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str], instead: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._instead = instead
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings}
+        self._staying: dict[str, subprocess.Popen[bytes]] = {}
+
+    def follow(self, page: Path) -> None:
+        """
+        Run each sample.
+
+        Raises:
+            AssertionError: One failed, or printed something else; it names the line.
+        """
+        try:
+            for sample in samples_of(page):
+                if not sample.skipped:
+                    self._run(sample, f"{page.name}:{sample.line}")
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End what stays."""
+        for command in list(self._staying):
+            self._end(command)
+
+    def _end(self, command: str) -> None:
+        process = self._staying.pop(command)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+
+    def _run(self, sample: Sample, where: str) -> None:
+        text = sample.text
+        for said, instead in self._instead.items():
+            text = text.replace(said, instead)
+        if named := _FILE.match(text.partition("\n")[0]):
+            path = self._folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        elif sample.language == "console":
+            for command, expected in _commands(text):
+                self._command(command, expected, where)
+        elif sample.language == "sql":
+            self._command(f"postroom psql -c {shlex.quote(text)}", "…", where)
+        elif sample.language == "python":
+            self._command(f"{sys.executable} -c {shlex.quote(_AWAITING.format(text))}", "…", where)
+        else:
+            raise AssertionError(f"{where}: a sample of {sample.language} is no file, and nothing runs it")
+
+    def _command(self, command: str, expected: str, where: str) -> None:
+        if _STAYS.match(command):
+            self._stay(command, expected, where)
+            return
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}\n_code=$?; export -p > .exported; exit $_code"],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=COMMAND_S_MAX,
+        )
+        assert done.returncode == 0 or command in _MAY_FAIL, f"{where}: $ {command}\n{done.stdout}"
+        assert _is_said(done.stdout, expected), (
+            f"{where}: $ {command}\nthe page says:\n{expected}\nit printed:\n{done.stdout}"
+        )
+        self._remember_exports()
+
+    def _stay(self, command: str, expected: str, where: str) -> None:
+        if command in self._staying:
+            self._end(command)
+        output = self._folder / f".output-{len(self._staying)}"
+        with output.open("wb") as file, output.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command}" if "=" not in command.split()[0] else f"env {command}"],
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._staying[command] = process
+
+        def stands() -> bool:
+            assert process.poll() is None, (
+                f"{where}: $ {command}\n{output.with_suffix('.log').read_text()[-2000:]}"
+            )
+            return _is_said(output.read_text(), expected)
+
+        until_now(stands)
+
+    def _remember_exports(self) -> None:
+        """What a command has exported counts for those that come."""
+        for found in re.finditer(
+            r"^declare -x (\w+)=\"(.*)\"$", (self._folder / ".exported").read_text(), re.MULTILINE
+        ):
+            if found[1] not in {"PWD", "OLDPWD", "SHLVL", "_"}:
+                self._environment[found[1]] = re.sub(r"\\(.)", r"\1", found[2])
+
+
+_AWAITING = """
+import ast, asyncio, inspect
+code = compile({0!r}, "sample", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+result = eval(code, {{"__name__": "sample"}})
+if inspect.isawaitable(result):
+    asyncio.run(result)
+"""
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    """Each command of a console with what it is to print."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        count = 1
+        while lines[count - 1].endswith("\\") or _is_open("\n".join(lines[:count])):
+            count += 1
+        command = "\n".join(lines[:count])
+        yield (
+            re.sub(r"\s+# .*$", "", command) if count == 1 else command,
+            "\n".join(lines[count:]).strip("\n"),
+        )
+
+
+def _is_open(command: str) -> bool:
+    """Whether a quote is still open at the end of a line."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return True
+    return False
+
+
+def _is_said(printed: str, expected: str) -> bool:
+    """Whether that is what a page says; blanks and empty lines at the end count for nothing."""
+    parts = []
+    for line in expected.splitlines() or ["…"]:
+        if line.strip() == "…":
+            parts.append(r"(?:[^\n]*\n)*?")
+        else:
+            words = (r"[^\n]*".join(map(re.escape, word.split("…"))) for word in line.split())
+            parts.append(r" *" + r" +".join(words) + r" *\n")
+    return re.fullmatch("".join(parts), printed.rstrip() + "\n") is not None

