@@ -35,6 +35,11 @@ def zone(now: datetime) -> str:
     return "UTC" if offset == "UTC+00:00" and name == "UTC" else f"{name} ({offset})"
 
 
+def exact(at: datetime) -> str:
+    """A time with its day and zone: `2026-11-25 10:31:07 CET (UTC+01:00)`."""
+    return f"{stamp(at)} {zone(at)}" if 1970 <= at.year < 9999 else stamp(at)
+
+
 def away(at: datetime, now: datetime) -> str:
     """What a time is from now: `in 12 s`, `3 min ago`."""
     seconds = (at - now).total_seconds()

@@ -28,6 +28,9 @@ OF_A_KIND = {
     "dead-letters/actions/{id:uuid}": ("/dead-letters/actions/{action}",),
     "emails/{id:uuid}/html": (),  # a stranger's mail, in its frame: it is not ours to judge
     "mailbox/{name}": (f"/mailbox/{CAUGHT}",),
+    "emails/{id:uuid}/source": (),  # files to take away
+    "mailbox/{name}/source": (),
+    "mailbox/{name}/attachments/{number}": (),
     "mailbox/{name}/html": (),
     "static/{name}": (),
 }

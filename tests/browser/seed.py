@@ -37,7 +37,8 @@ FAILURES = (
     ("uncertain", "the connection was lost after the content was sent: it may have gone out"),
     ("poison", "poison: 3 workers died during it"),
 )
-CAUGHT = "1700000000.caught.postroom"
+RELAY = "smtp://relay.example.com:587"
+CAUGHT = "1795607840.caught.postroom"
 """The file of a mail in the maildir."""
 
 
@@ -95,7 +96,7 @@ def catch(maildir: Path) -> None:
     folder = maildir / "new"
     folder.mkdir(parents=True)
     (folder / CAUGHT).write_bytes(mail.as_bytes())
-    (folder / "1700000001.broken.postroom").write_bytes(b"\xff\x00 no mail")
+    (folder / "1795607841.broken.postroom").write_bytes(b"\xff\x00 no mail")
 
 
 def enlarge(url: str, *, rows: int = 1_000_000) -> None:
@@ -151,11 +152,13 @@ def _ago(seconds: float) -> str:
     return f"=clock_timestamp() - interval '{seconds} s'"
 
 
-def _attempt(db: Any, ago_s: float, outcome: str, reply: str, ms: int = 84) -> dict[str, Any]:
+def _attempt(
+    db: Any, ago_s: float, outcome: str, reply: str, ms: int = 84, transport: str | None = RELAY
+) -> dict[str, Any]:
     at = db.execute("SELECT (clock_timestamp() - make_interval(secs => %s))::text", [ago_s]).fetchone()[0]
     worker = "8d0c2b54-6d3e-4c39-9c6f-0a4f43c0a001"
     return {
-        "at": at, "outcome": outcome, "transport": "smtp://relay.example.com:587", "reply": reply, "ms": ms,
+        "at": at, "outcome": outcome, "transport": transport, "reply": reply, "ms": ms,
         "worker": worker,
     }  # fmt: skip
 
@@ -240,7 +243,7 @@ def _events(db: Any) -> UUID:
             db, "webhook_retry_queue", webhook_type="stripe", webhook_event_id=event["id"], payload=event,
             event_type=event["type"], headers=headers, status="processed", due_at=None, attempts=1,
             handlers_done=["orders", "ledger"], created_at=_ago(ago_s + 1), processed_at=_ago(ago_s),
-            attempt_log=[_attempt(db, ago_s, "done", "orders, ledger")],
+            attempt_log=[_attempt(db, ago_s, "done", "orders, ledger", transport=None)],
         )  # fmt: skip
         db.execute(
             "INSERT INTO postroom.webhook_requests VALUES (%s, 'POST', '/webhooks/stripe', %s, %s)",
@@ -257,7 +260,7 @@ def _dead_event(db: Any) -> UUID:
         due_at=None, attempts=6, error_count=6, dead_reason="exhausted", handlers_done=["audit"],
         last_error="deploy: HTTP 500 from http://127.0.0.1:3000/hooks: Internal Server Error",
         created_at=_ago(4000), failed_at=_ago(300),
-        attempt_log=[_attempt(db, 300, "temporary", "deploy: HTTP 500: Internal Server Error", 9_800)],
+        attempt_log=[_attempt(db, 300, "temporary", "deploy: HTTP 500: Internal Server Error", 9_800, None)],
     )  # fmt: skip
 
 
@@ -323,10 +326,13 @@ def _house(db: Any) -> None:
         )
     db.execute(
         """
-        UPDATE postroom.cron_leader
-        SET scheduler = gen_random_uuid(), host = 'mail-1.shop.example', pid = 4000, version = '0.1.0',
-            term = 3, leads_since = clock_timestamp() - interval '2 d',
-            leads_until = clock_timestamp() + interval '1 d'
+        INSERT INTO postroom.cron_leader (
+            scheduler, host, pid, version, can_run, term, leads_since, leads_until
+        )
+        VALUES (
+            gen_random_uuid(), 'mail-1.shop.example', 4000, '0.1.0', '{}', 3,
+            clock_timestamp() - interval '2 d', clock_timestamp() - interval '1 d'
+        )
         """
     )
     db.execute(
@@ -363,11 +369,20 @@ def _house(db: Any) -> None:
     db.execute(
         """
         INSERT INTO postroom.audit (at, actor, role, action, about, note)
-        SELECT
-            clock_timestamp() - make_interval(mins => 7 * n), (ARRAY['on-call', 'ada@mail-1'])[n % 2 + 1],
-            (ARRAY['operator', 'cli'])[n % 2 + 1], 'setting.change',
-            '{"key": "email.limit.global", "before": "100/60s", "after": "300/60s"}',
-            CASE n WHEN 2 THEN 'The relay takes more since Monday' END
-        FROM generate_series(1, 5) AS n
+        SELECT clock_timestamp() - make_interval(mins => done.ago), done.actor, done.role, done.action,
+            done.about::jsonb, done.note
+        FROM (
+            VALUES
+            (95, 'ada@mail-1', 'cli', 'key.create', '{"key": "on-call", "role": "operator"}', NULL),
+            (42, 'on-call', 'operator', 'setting.change',
+                '{"key": "email.limit.global", "before": "300/60s", "after": "100/60s"}',
+                'The relay takes less since Monday'),
+            (31, 'on-call', 'operator', 'email.edit',
+                '{"queue": "email", "ids": ["8f8b2b83-022b-4320-a161-5022409a8a78"]}', NULL),
+            (12, 'on-call', 'operator', 'webhook.replay',
+                '{"queue": "webhook", "ids": ["5c47577b-3f12-468e-b2ff-d03d4eac98d6"], "handler": "all"}',
+                NULL),
+            (3, 'ada@mail-1', 'cli', 'job.run', '{"job": "cleanup"}', NULL)
+        ) AS done (ago, actor, role, action, about, note)
         """
     )

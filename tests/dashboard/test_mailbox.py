@@ -132,8 +132,47 @@ async def test_attachments_and_mails_that_somebody_has_read_are_shown(
     (folder / name).rename(folder / f"{name}:2,S")
     assert "bill" in await sender.page("/mailbox")
     page = await sender.page(f"/mailbox/{name}")
-    assert "bill.pdf (application/pdf, 4 bytes)" in page
+    assert "application/pdf, 4 bytes" in page
     assert "Here it is" in page
+    address = re.search(r'href="/dashboard(/mailbox/[^"]+/attachments/0)"[^>]*>bill.pdf<', page)
+    assert address is not None
+    answer = await sender.client.get(f"/dashboard{address[1]}")
+    assert answer.content == b"%PDF"
+    assert "bill.pdf" in answer.headers["content-disposition"]
+    await sender.page(address[1].replace("/0", "/1"), 404)
+    await sender.page(address[1].replace("/0", "/%C2%B2"), 404)
+
+
+async def test_an_attachment_is_saved_and_never_shown_whatever_it_says_it_is(
+    sender: Visitor, tmp_path: Path
+) -> None:
+    """No type of its own, a name without ways or line breaks, a policy under which nothing runs."""
+    name = _file(
+        tmp_path,
+        b"From: a@b.example\nTo: c@d.example\nSubject: bill\nMIME-Version: 1.0\n"
+        b"Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/plain\n\nHere it is\n"
+        b"--x\nContent-Type: text/html\n"
+        b"Content-Disposition: attachment; filename*=utf-8''..%2F..%2Fb%C3%BC%22ll%0D%0Aset-cookie%3Aa.html\n"
+        b"\n<script>alert(1)</script>\n--x--\n",
+    )
+    answer = await sender.client.get(f"/dashboard/mailbox/{name}/attachments/0")
+    assert answer.content.startswith(b"<script>")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    offered = answer.headers["content-disposition"]
+    assert offered.startswith('attachment; filename="_.._b__ll')
+    assert "set-cookie" not in answer.headers
+    assert "/" not in offered.replace("UTF-8''", "")
+
+
+async def test_the_source_of_a_mail_is_the_file(sender: Visitor, tmp_path: Path) -> None:
+    """To the byte, whatever it holds."""
+    content = b"From: a@b.example\r\nSubject: \xff\x00\r\n\r\n<script>\r\n"
+    name = _file(tmp_path, content)
+    answer = await sender.client.get(f"/dashboard/mailbox/{name}/source")
+    assert answer.content == content
+    assert answer.headers["content-type"] == "application/octet-stream"
 
 
 async def test_one_mail_or_all_are_deleted_with_an_entry_in_the_audit_trail(sender: Visitor) -> None:
@@ -185,3 +224,24 @@ def test_ten_thousand_mails_are_paged_newest_first_and_only_a_page_of_them_is_re
     assert times == sorted(times, reverse=True)
     assert len({head.name for head in [*first.heads, *second.heads]}) == 100
     assert list_mails(tmp_path, after=f"1700000000.{0:032x}.postroom").next is None
+
+
+async def test_the_source_of_an_email_is_what_went_out_to_the_byte(sender: Visitor) -> None:
+    """On its page, with its headers decoded, and as a file: the same as in the maildir."""
+    email_id = await _send(sender, subject="Grüße", html="<p>Hello</p>")
+    link = re.search(r'href="/dashboard(/mailbox/[^"]+)"', await sender.page("/mailbox"))
+    assert link is not None
+    filed = (await sender.client.get(f"/dashboard{link[1]}/source")).content
+    answer = await sender.client.get(f"/dashboard/emails/{email_id}/source")
+    assert filed.replace(b"\r\n", b"\n").endswith(answer.content.replace(b"\r\n", b"\n"))
+    assert answer.content.startswith(b"From: ")
+    assert answer.headers["content-disposition"].startswith(f'attachment; filename="{email_id}.eml"')
+    page = await sender.page(f"/emails/{email_id}")
+    assert "Subject: =?utf-8?" in page
+    assert "<dt>Subject</dt><dd>Grüße</dd>" in page
+    assert f"{len(answer.content):,} bytes" in page
+
+    await sender.served.room.database.execute("UPDATE email_queue SET html = '', text = NULL")
+    page = await sender.page(f"/emails/{email_id}")
+    assert "Its body is gone" in page
+    assert "Download" not in page

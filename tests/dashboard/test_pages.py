@@ -295,7 +295,7 @@ async def test_an_event_is_replayed_to_one_handler_and_the_others_that_are_done_
         VALUES ('s', 'paid', '{}', 'processed', '{ship,bill}') RETURNING id
         """
     )
-    assert "ship: done" in await visitor.page(f"/webhooks/{event_id}")
+    assert _states(await visitor.page(f"/webhooks/{event_id}")) == {"ship": "done", "bill": "done"}
     unknown = await visitor.submit(f"/webhooks/{event_id}/replay", handler="nobody")
     assert unknown.status_code == 400
     await visitor.submit(f"/webhooks/{event_id}/replay", handler="ship")
@@ -303,11 +303,26 @@ async def test_an_event_is_replayed_to_one_handler_and_the_others_that_are_done_
     assert row is not None
     assert tuple(row) == ("pending", ["bill"])
     page = await visitor.page(f"/webhooks/{event_id}")
-    assert "ship: not done" in page
-    assert "<b>replayed</b>" in page
+    assert _states(page) == {"ship": "not done", "bill": "done"}
+    assert "<b>Replayed by hand</b>" in page
     assert await database.fetchval("SELECT about ->> 'handler' FROM postroom.audit") == "ship"
     again = await visitor.submit(f"/webhooks/{event_id}/replay", handler="ship")
     assert "It is pending: only an event that has ended" in again.text
+
+    await database.execute(
+        "UPDATE webhook_retry_queue SET status = 'processed', handlers_done = '{ship,bill}'"
+    )
+    assert "Run all of them again" in await visitor.page(f"/webhooks/{event_id}")
+    await visitor.submit(f"/webhooks/{event_id}/replay", all="yes")
+    assert await database.fetchval("SELECT handlers_done FROM webhook_retry_queue") == []
+    assert await database.fetchval("SELECT about ->> 'handler' FROM postroom.audit ORDER BY id DESC") == "all"
+    assert "1 event, all:" in await visitor.page("/audit")
+
+
+def _states(page: str) -> dict[str, str]:
+    """Of an event's handlers."""
+    rows = re.findall(r'<th scope="row"[^>]*>([^<]+)</th>\s*<td><span[^>]*>([^<]+)</span>', page)
+    return dict(rows)
 
 
 async def test_what_is_very_long_is_cut_off_and_the_page_says_how_long_it_is(visitor: Visitor) -> None:
@@ -323,3 +338,11 @@ async def test_what_is_very_long_is_cut_off_and_the_page_says_how_long_it_is(vis
         page = await visitor.page(path)
         assert "… cut off here: 2,0" in page
         assert len(page) < 500_000
+
+
+async def test_an_email_that_can_never_be_sent_says_so_in_place_of_its_source(visitor: Visitor) -> None:
+    """Whoever wrote the row; and there is no file."""
+    email_id = await _mail(visitor, to_email="no address")
+    assert "It cannot be sent as it is: to_email:" in await visitor.page(f"/emails/{email_id}")
+    assert "to_email:" in await visitor.page(f"/emails/{email_id}/source", 404)
+    await visitor.page(f"/emails/{UUID(int=1)}/source", 404)

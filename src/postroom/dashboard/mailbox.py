@@ -10,15 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
+from postroom.dashboard.downloads import download
 from postroom.dashboard.filters import TEXT_CHARACTERS_MAX
-from postroom.dashboard.messages import MAIL_POLICY
+from postroom.dashboard.messages import MAIL_POLICY, SOURCE_BYTES_MAX
 from postroom.dashboard.site import Problem, actor_of, form_of, page, render, see, session_of, site_of
 from postroom.database.audit import record
 from postroom.email.mailbox import SEARCHED_MAX, Mail, delete_mails, list_mails, read_mail
 from postroom.email.transports.urls import maildir_of
 from postroom.wording import count_of
-
-SOURCE_CHARACTERS_MAX = 256 * 1024
 
 _log = log.get_logger()
 
@@ -55,8 +54,8 @@ async def caught(request: Request) -> Response:
         "caught.html",
         mail=mail,
         at=datetime.fromtimestamp(mail.head.at, UTC) if mail.head.at else None,
-        source=mail.source[:SOURCE_CHARACTERS_MAX],
-        cut=len(mail.source) > SOURCE_CHARACTERS_MAX,
+        source=mail.content[:SOURCE_BYTES_MAX].decode("utf-8", "replace"),
+        cut=len(mail.content) > SOURCE_BYTES_MAX,
     )
 
 
@@ -65,7 +64,24 @@ async def caught_html(request: Request) -> Response:
     """A mail's HTML, for a frame in which nothing runs."""
     mail = await _mail(request)
     headers = {"content-security-policy": MAIL_POLICY, "x-frame-options": "SAMEORIGIN"}
-    return Response(mail.html or "", 200, headers, "text/html")
+    return Response(mail.parts.html or "", 200, headers, "text/html")
+
+
+@page
+async def caught_source(request: Request) -> Response:
+    """The file as it is."""
+    mail = await _mail(request)
+    return download(mail.content, f"{mail.head.name}.eml")
+
+
+@page
+async def caught_attachment(request: Request) -> Response:
+    """One of a mail's attachments, to keep."""
+    mail, number = await _mail(request), request.path_params["number"]
+    found = next((one for one in mail.parts.attachments if str(one.number) == number), None)
+    if found is None:
+        raise Problem(404, "The mail has no such attachment.")
+    return download(found.content, found.name)
 
 
 @page

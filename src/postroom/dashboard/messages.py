@@ -12,18 +12,28 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from postroom.dashboard.downloads import download
 from postroom.dashboard.filters import PLACES, Asked
 from postroom.dashboard.site import ROOT, Problem, actor_of, form_of, page, render, see, site_of
+from postroom.email.parts import read_headers
+from postroom.email.source import read_source
 from postroom.queue.dead_letters import read_row
 from postroom.queue.explain import KEPT_MAX, explain
 from postroom.queue.parts import STATES
 from postroom.queue.search import InvalidCursor, Listing, list_rows
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES, WEBHOOKS
+from postroom.room import Room
 from postroom.webhooks.replay import handlers_of, replay_event
 
 SHOWN_CHARACTERS_MAX = 100_000
 """Of a body, a payload or another value on a message's page."""
+
+SOURCE_BYTES_MAX = 256 * 1024
+"""Of a mail's source, on a page; the whole is a file to take away."""
+
+_COMMAND = ": postroom dead-letters "
+"""In a line of what a row waits for: what the buttons of its page do too."""
 
 MAIL_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Of a mail's HTML: nothing runs, and nothing is loaded, so no sender learns that it was looked at."""
@@ -45,6 +55,26 @@ class Kind:
     done: str
     fields: Mapping[str, str]
     hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerState:
+    """A handler and one event: `state` is `done`, `not done` or `wants it no more`."""
+
+    name: str
+    state: str
+    is_there: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A mail's bytes on a page: their headers, and as much of them as is shown."""
+
+    refused: str | None
+    headers: list[tuple[str, str]]
+    text: str
+    size: int
+    is_cut: bool
 
 
 KINDS = {
@@ -119,14 +149,19 @@ async def message(request: Request) -> Response:
     row = await read_row(database, kind.queue, message_id)
     if explained is None or row is None:
         raise Problem(404, f"There is no {kind.queue.noun} {message_id}: it may be gone by its retention.")
+    source = await _source(site_of(request).room, row) if kind.queue is EMAILS else None
     return render(
         request,
         "message.html",
         kind=kind,
         row=row,
         explained=explained,
+        said=[line for line in explained.why if _COMMAND not in line],
+        commands=[line for line in explained.why if _COMMAND in line],
+        source=source,
         kept_max=KEPT_MAX,
         replaces=_replaces(row.get("metadata")) if kind.queue is EMAILS else None,
+        is_emptied=_is_emptied(kind, row),
         payload=_cut(_pretty(row.get("payload"))),
         headers=_cut(_pretty(row.get("headers"))),
         metadata=_cut(_pretty(row.get("metadata"))),
@@ -140,16 +175,17 @@ async def message(request: Request) -> Response:
 
 @page
 async def replay(request: Request) -> Response:
-    """Run an event's handlers that were missed; with `handler` also that one."""
+    """Run an event's handlers that were missed; with `handler` also that one, with `all` every one."""
     room, event_id = site_of(request).room, request.path_params["id"]
-    handler = (await form_of(request)).get("handler") or None
+    form = await form_of(request)
+    handler, all_handlers = form.get("handler") or None, form.get("all") == "yes"
     row = await read_row(room.database, WEBHOOKS, event_id)
     if row is None:
         raise Problem(404, "There is no such event.")
     known = {one.name for one in await handlers_of(room.database, room.sources, row["webhook_type"])}
     if handler is not None and handler not in known:
         raise Problem(400, f"{row['webhook_type']} has no handler {handler[:80]!r}.")
-    if not await replay_event(room.database, event_id, handler, actor_of(request)):
+    if not await replay_event(room.database, event_id, handler, actor_of(request), all_handlers=all_handlers):
         raise Problem(
             400, f"It is {row['status']}: only an event that has ended, with its body, is replayed."
         )
@@ -166,11 +202,45 @@ async def mail(request: Request) -> Response:
     return Response(str(row["html"] or ""), 200, headers, "text/html")
 
 
+@page
+async def mail_source(request: Request) -> Response:
+    """The mail as it went out, or would go out, as a file."""
+    room, email_id = site_of(request).room, request.path_params["id"]
+    found = await read_source(room.database, email_id, room.settings.sender)
+    if found is None:
+        raise Problem(404, "There is no such e-mail.")
+    if found.refused is not None:
+        raise Problem(404, f"There are no bytes of it, since it cannot be sent: {found.refused}")
+    return download(found.content, f"{email_id}.eml")
+
+
 def _kind(request: Request) -> Kind:
     kind = KINDS.get(request.path_params["kind"])
     if kind is None:
         raise Problem(404, "There is no such page.")
     return kind
+
+
+async def _source(room: Room, row: dict[str, Any]) -> Source | None:
+    """A mail's bytes as far as a page shows them."""
+    found = await read_source(room.database, UUID(row["id"]), room.settings.sender)
+    if found is None:
+        return None
+    return Source(
+        refused=found.refused,
+        headers=read_headers(found.content),
+        text=found.content[:SOURCE_BYTES_MAX].decode("utf-8", "replace").replace("\r\n", "\n"),
+        size=len(found.content),
+        is_cut=len(found.content) > SOURCE_BYTES_MAX,
+    )
+
+
+def _is_emptied(kind: Kind, row: dict[str, Any]) -> bool:
+    """Whether retention.body has taken what it held."""
+    if kind.queue is EMAILS:
+        ended = row["status"] in ("sent", "failed")
+        return ended and row["html"] == "" and row.get("text") is None
+    return bool(row.get("payload") == {"_emptied": True})
 
 
 async def _body(request: Request, message_id: UUID) -> str | None:
@@ -180,16 +250,14 @@ async def _body(request: Request, message_id: UUID) -> str | None:
     return None if body is None else _cut(body.decode("utf-8", "replace"))
 
 
-async def _handlers(request: Request, row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The handlers that want an event, and those that were done with it: name and state."""
+async def _handlers(request: Request, row: dict[str, Any]) -> list[HandlerState]:
+    """The handlers that want an event, and those that were done with it."""
     room, done, stopped = site_of(request).room, row["handlers_done"] or [], row["handlers_stopped"] or []
     known = await handlers_of(room.database, room.sources, row["webhook_type"])
     states = {one.name: "not done" for one in known if one.wants(row["event_type"])}
     states |= dict.fromkeys(stopped, "wants it no more") | dict.fromkeys(done, "done")
-    return [
-        (name, state if name in {one.name for one in known} else f"{state}, and gone")
-        for name, state in states.items()
-    ]
+    names = {one.name for one in known}
+    return [HandlerState(name, state, name in names) for name, state in states.items()]
 
 
 def _replaces(metadata: Any) -> UUID | None:

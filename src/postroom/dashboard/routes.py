@@ -9,8 +9,15 @@ from postroom.dashboard.audit import audit
 from postroom.dashboard.dead_letters import bulk_action, dead_letters, decide_letters, steer_bulk_action
 from postroom.dashboard.edit import edit, send_edited
 from postroom.dashboard.login import login, logout
-from postroom.dashboard.mailbox import caught, caught_html, delete_caught, mailbox
-from postroom.dashboard.messages import mail, message, messages, replay
+from postroom.dashboard.mailbox import (
+    caught,
+    caught_attachment,
+    caught_html,
+    caught_source,
+    delete_caught,
+    mailbox,
+)
+from postroom.dashboard.messages import mail, mail_source, message, messages, replay
 from postroom.dashboard.operations import cron, settings
 from postroom.dashboard.overview import flow, live, overview
 from postroom.dashboard.site import ROOT
@@ -36,7 +43,10 @@ ROUTES = [
     Route(f"{ROOT}/mailbox/delete", delete_caught, methods=["POST"]),
     Route(f"{ROOT}/mailbox/{{name}}", caught),
     Route(f"{ROOT}/mailbox/{{name}}/html", caught_html),
+    Route(f"{ROOT}/mailbox/{{name}}/source", caught_source),
+    Route(f"{ROOT}/mailbox/{{name}}/attachments/{{number}}", caught_attachment),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
+    Route(f"{ROOT}/emails/{{id:uuid}}/source", mail_source),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
     Route(f"{ROOT}/{{kind}}", messages),
 ]

@@ -76,6 +76,7 @@ class Site:
             "clock": wording.clock,
             "stamp": wording.stamp,
             "zone": wording.zone,
+            "exact": wording.exact,
             "number": lambda number: f"{number:,}",
             "quote": lambda text: quote(str(text), safe=""),
             "commands": _commands,

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email import message_from_bytes, policy
-from email.message import EmailMessage, MIMEPart
+from email.message import EmailMessage
 from pathlib import Path
 from uuid import UUID
+
+from postroom.email.parts import Parts, header, parse, read_parts
 
 HEAD_BYTES_MAX = 64 * 1024
 MAIL_BYTES_MAX = 25 * 1024 * 1024
@@ -51,18 +52,13 @@ class Mail:
 
     Attributes:
         row_id: The e-mail's in the queue, by its file's name; None of a file that is not ours.
-        headers: As they stand in it, decoded.
-        attachments: Name, type and bytes of each.
-        source: The file, as text.
+        content: The file.
     """
 
     head: Head
     row_id: UUID | None
-    headers: list[tuple[str, str]]
-    html: str | None
-    text: str | None
-    attachments: list[tuple[str, str, int]]
-    source: str
+    parts: Parts
+    content: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +97,7 @@ def read_mail(folder: Path, name: str) -> Mail | None:
         return None
     with suppress(OSError):
         content = _read(path, MAIL_BYTES_MAX)
-        parsed = message_from_bytes(content, policy=policy.default)
-        return Mail(
-            head=_head_of(path.name, parsed),
-            row_id=_row_id(path.name),
-            headers=[(key, _text(parsed, key, place)) for place, key in enumerate(parsed.keys())],
-            html=_part(parsed, "html"),
-            text=_part(parsed, "plain"),
-            attachments=list(_attachments(parsed)),
-            source=content.decode("utf-8", "replace"),
-        )
+        return Mail(_head_of(path.name, parse(content)), _row_id(path.name), read_parts(content), content)
     return None
 
 
@@ -161,7 +148,7 @@ def _row_id(name: str) -> UUID | None:
 
 def _head(path: Path) -> Head:
     try:
-        parsed = message_from_bytes(_head_bytes(path), policy=policy.default)
+        parsed = parse(_head_bytes(path))
     except OSError as error:
         return Head(path.name, _at(path.name), "", "", "", error.strerror or "it cannot be read")
     return _head_of(path.name, parsed)
@@ -175,7 +162,7 @@ def _head_bytes(path: Path) -> bytes:
 def _head_of(name: str, parsed: EmailMessage) -> Head:
     keys = [key.lower() for key in parsed]
     sender, recipient, subject = (
-        _text(parsed, key, keys.index(key)) if key in keys else "" for key in ("from", "to", "subject")
+        header(parsed, key, keys.index(key)) if key in keys else "" for key in ("from", "to", "subject")
     )
     broken = None if "from" in keys or "to" in keys else "it is no e-mail"
     return Head(name, _at(name), sender, recipient, subject, broken)
@@ -185,39 +172,3 @@ def _read(path: Path, size: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         return file.read(size)
-
-
-def _text(parsed: EmailMessage, key: str, place: int) -> str:
-    """A header's value; as it stands where the standard library cannot decode it."""
-    raw = list(parsed.raw_items())[place][1]
-    try:
-        return str(policy.default.header_fetch_parse(key, raw))
-    except Exception:  # whatever a broken header makes the parser raise
-        return str(raw)
-
-
-def _part(parsed: EmailMessage, subtype: str) -> str | None:
-    try:
-        part = parsed.get_body((subtype,))
-    except Exception:  # a broken structure
-        return None
-    return None if part is None else _content(part)
-
-
-def _content(part: MIMEPart) -> str:
-    try:
-        return str(part.get_content())
-    except Exception:  # an unknown charset, a broken encoding
-        payload = part.get_payload(decode=True)
-        return payload.decode("utf-8", "replace") if isinstance(payload, bytes) else ""
-
-
-def _attachments(parsed: EmailMessage) -> Iterator[tuple[str, str, int]]:
-    try:
-        parts = list(parsed.iter_attachments())
-    except Exception:  # no multipart, or a broken one
-        return
-    for part in parts:
-        payload = part.get_payload(decode=True)
-        size = len(payload) if isinstance(payload, bytes) else 0
-        yield part.get_filename() or "(no name)", part.get_content_type(), size

@@ -76,7 +76,7 @@ class EmailStore:
             beyond,
         )
         return [
-            Claim(row["id"], _email(row), row["lease_no"], row["lease_s"], asked_at + row["lease_s"])
+            Claim(row["id"], email_of(row), row["lease_no"], row["lease_s"], asked_at + row["lease_s"])
             for row in rows
         ]
 
@@ -253,7 +253,8 @@ class EmailStore:
         )
 
 
-def _email(row: Any) -> OutgoingEmail:
+def email_of(row: Any) -> OutgoingEmail:
+    """A row that a claim, or another look at the queue, has read; `html` is None where it is too large."""
     headers = statements.read_json(row["headers"]) if row["headers"] not in (None, "null") else {}
     return OutgoingEmail(
         row["id"],

@@ -138,22 +138,26 @@ async def handlers_of(database: Database, sources: dict[str, Source], name: str)
     return _handlers(sources, await database.fetch(_OF_PROGRAMS), name)
 
 
-async def replay_event(database: Database, event_id: UUID, handler: str | None, by: Actor) -> bool:
+async def replay_event(
+    database: Database, event_id: UUID, handler: str | None, by: Actor, *, all_handlers: bool = False
+) -> bool:
     """
-    Run the handlers that an event has missed, and one of them that is done.
+    Run the handlers that an event has missed, and one of them that is done, or all.
 
     Returns:
         False where the event is neither processed nor a dead letter, or its body was emptied.
     """
     async with database.transaction() as connection:
         rows = await connection.fetch(
-            "SELECT postroom.replay_webhooks(ARRAY[$1::uuid], $2, p_by => $3) AS id",
+            "SELECT postroom.replay_webhooks(ARRAY[$1::uuid], $2, $3, $4) AS id",
             event_id,
             handler,
+            all_handlers,
             by.name,
         )
         if rows:
-            about = {"id": str(event_id)} | ({"handler": handler} if handler else {})
+            chosen = "all" if all_handlers else handler
+            about = {"queue": "webhook", "ids": [str(event_id)]} | ({"handler": chosen} if chosen else {})
             await record(connection, by, "webhook.replay", about)
     return bool(rows)
 

@@ -3,6 +3,8 @@
 (() => {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const clock = (at) => new Date(at * 1000).toTimeString().slice(0, 5);
+  const short = (number) => Intl.NumberFormat("en", { notation: "compact" }).format(number);
+  const count = (_, number) => number === null ? "" : number.toLocaleString("en");
   const plots = new Map();
 
   function draw(box) {
@@ -13,11 +15,11 @@
     plots.set(box, new uPlot({
       width: box.clientWidth, height: 130, cursor: { points: { show: false }, drag: { x: false, y: false } }, legend: { live: true },
       scales: { y: { range: (_, low, high) => [0, Math.max(high, 4)] } },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map(clock), size: 26 }, { ...axis, size: 44 }],
+      axes: [{ ...axis, values: (_, ticks) => ticks.map(clock), size: 26 }, { ...axis, values: (_, ticks) => ticks.map(short), size: 44 }],
       series: [
-        { label: "from", value: (_, at) => at === null ? "–" : clock(at) },
-        { label: "done", stroke: colour("--good"), width: 1.5, fill: colour("--good-ground") },
-        { label: "failed", stroke: colour("--bad"), width: 1.5 },
+        { label: "", value: (_, at) => at === null ? "" : `from ${clock(at)}` },
+        { label: "done", stroke: colour("--good"), width: 1.5, fill: colour("--good-ground"), value: count },
+        { label: "failed", stroke: colour("--bad"), width: 1.5, value: count },
       ],
     }, data, box));
   }
@@ -45,7 +47,16 @@
     }
   }
 
-  document.addEventListener("DOMContentLoaded", () => { drawAll(); reachAll(); say(); });
+  function chooseAll() {
+    for (const all of boxes("[data-choose-all]")) {
+      all.hidden = false;
+      all.addEventListener("change", () => {
+        all.closest("table").querySelectorAll("tbody [type=checkbox]").forEach((each) => { each.checked = all.checked; });
+      });
+    }
+  }
+
+  document.addEventListener("DOMContentLoaded", () => { drawAll(); reachAll(); say(); chooseAll(); });
   document.addEventListener("htmx:afterSettle", reachAll);
   window.addEventListener("resize", () => { drawAll(); reachAll(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
@@ -64,16 +75,17 @@
     const part = event.detail.target, active = document.activeElement;
     if (!part.matches("[data-live]")) return;
     kept = { open: [...part.querySelectorAll("details[open][id]")].map((each) => each.id), focus: null };
-    if (part.contains(active)) {
+    if (part.contains(active) || active.closest("#house")) {
       const details = active.closest("details[id]");
       const same = active.tagName === "SUMMARY" && details ? `#${details.id} > summary` : `[href="${CSS.escape(active.getAttribute("href") ?? "")}"]`;
-      kept.focus = [same, [...part.querySelectorAll(same)].indexOf(active)];
+      kept.focus = [same, boxes(same).indexOf(active)];
     }
   });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (kept && event.detail.target.matches("[data-live]")) {
       kept.open.forEach((id) => document.getElementById(id)?.setAttribute("open", ""));
-      if (kept.focus) event.detail.target.querySelectorAll(kept.focus[0])[kept.focus[1]]?.focus({ preventScroll: true });
+      const again = kept.focus && boxes(kept.focus[0])[kept.focus[1]];
+      if (again && again !== document.activeElement) again.focus({ preventScroll: true });
       kept = null;
     }
     drawNew();

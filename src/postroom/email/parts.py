@@ -1,0 +1,97 @@
+"""What an e-mail's bytes hold, for a person who looks at them; whatever is broken in them is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage, MIMEPart
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One attachment: `number` counts from 0 within its mail; `type` is what the mail says it is."""
+
+    number: int
+    name: str
+    type: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """
+    An e-mail taken apart.
+
+    Attributes:
+        headers: As they stand in it, decoded.
+        html, text: The body, as far as there is one of the kind.
+    """
+
+    headers: list[tuple[str, str]]
+    html: str | None = field(repr=False)
+    text: str | None = field(repr=False)
+    attachments: list[Attachment] = field(repr=False)
+
+
+def read_parts(content: bytes) -> Parts:
+    """Take an e-mail apart. A large one takes long: call it in a thread."""
+    parsed = parse(content)
+    return Parts(
+        headers=_headers(parsed),
+        html=_part(parsed, "html"),
+        text=_part(parsed, "plain"),
+        attachments=list(_attachments(parsed)),
+    )
+
+
+def read_headers(content: bytes) -> list[tuple[str, str]]:
+    """An e-mail's headers alone, decoded, in their order."""
+    return _headers(parse(content.partition(b"\r\n\r\n")[0]))
+
+
+def parse(content: bytes) -> EmailMessage:
+    """The standard library's view of it, which no content makes fail."""
+    return message_from_bytes(content, policy=policy.default)
+
+
+def header(parsed: EmailMessage, key: str, place: int) -> str:
+    """A header's value; as it stands where the standard library cannot decode it."""
+    raw = list(parsed.raw_items())[place][1]
+    try:
+        return str(policy.default.header_fetch_parse(key, raw))
+    except Exception:  # whatever a broken header makes the parser raise
+        return str(raw)
+
+
+def _headers(parsed: EmailMessage) -> list[tuple[str, str]]:
+    return [(key, header(parsed, key, place)) for place, key in enumerate(parsed.keys())]
+
+
+def _part(parsed: EmailMessage, subtype: str) -> str | None:
+    try:
+        part = parsed.get_body((subtype,))
+    except Exception:  # a broken structure
+        return None
+    return None if part is None else _content(part)
+
+
+def _content(part: MIMEPart) -> str:
+    try:
+        return str(part.get_content())
+    except Exception:  # an unknown charset, a broken encoding
+        return _bytes(part).decode("utf-8", "replace")
+
+
+def _attachments(parsed: EmailMessage) -> Iterator[Attachment]:
+    try:
+        parts = list(parsed.iter_attachments())
+    except Exception:  # no multipart, or a broken one
+        return
+    for number, part in enumerate(parts):
+        yield Attachment(number, part.get_filename() or "(no name)", part.get_content_type(), _bytes(part))
+
+
+def _bytes(part: MIMEPart) -> bytes:
+    payload = part.get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
