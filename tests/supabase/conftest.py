@@ -14,9 +14,12 @@ import pytest
 
 from postroom import Room
 from postroom.supabase.functions import export_functions
+from tests.conftest import DEBIAN_15
 from tests.http.conftest import Served, serving, settings_of
+from tests.schedule.test_pg_cron import CONTROL
+from tests.supabase.projects import PRELOADED, supabase_server
 from tests.support.node import Driver, NodeTools, node_tools, running_driver
-from tests.support.postgres import free_port
+from tests.support.postgres import PostgresServer, free_port
 from tests.support.waiting import until_now
 
 HERE = Path(__file__).parent
@@ -102,3 +105,19 @@ def edge(tools: NodeTools, house: Served, tmp_path: Path) -> Edge:
     folder = tmp_path / "functions"
     export_functions(folder)
     return Edge(tools, folder, house.url)
+
+
+@pytest.fixture(scope="module")
+def new_server() -> Iterator[PostgresServer]:
+    """Supabase's roles on the newest PostgreSQL; pg_cron cannot be had there."""
+    with supabase_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_with_pg_cron() -> Iterator[PostgresServer]:
+    """Supabase's roles on PostgreSQL 15, and pg_cron for one database."""
+    if not (DEBIAN_15 / "initdb").exists() or not CONTROL.exists():
+        pytest.skip("needs Debian's package postgresql-15-cron")
+    with supabase_server(DEBIAN_15, PRELOADED) as server:
+        yield server

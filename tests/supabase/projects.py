@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +17,12 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from tests.support.postgres import SETTINGS, PostgresServer, running_server
+from tests.upgrade.conftest import HANDMADE, OWN_ROLES, Project
 
 HERE = Path(__file__).parent
 ADMIN = "supabase_admin"
+CRON_DATABASE = "house"
+PRELOADED = f"shared_preload_libraries = 'pg_cron'\ncron.database_name = '{CRON_DATABASE}'\n"
 
 
 @dataclass
@@ -79,6 +85,34 @@ def supabase_project(server: PostgresServer, name: str | None = None) -> Iterato
     finally:
         with psycopg.connect(server.url_of("postgres", ADMIN), autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def handmade(project: SupabaseProject) -> Iterator[Project]:
+    """The project with a hand-made queue in it, rows in every state, and roles of its own."""
+    mark = secrets.token_hex(4)
+    one = Project(project.server, project.database, "postgres", f"shop {mark}", f"reports_{mark}")
+    for role in (one.shop, one.reports):
+        project.execute(f'CREATE ROLE "{role}" LOGIN')
+    project.execute(HANDMADE)
+    project.execute(OWN_ROLES.format(shop=f'"{one.shop}"', reports=f'"{one.reports}"'))
+    try:
+        yield one
+    finally:
+        for role in (one.shop, one.reports):
+            project.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"', ADMIN)
+
+
+def command(url: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The command line, on a database."""
+    return subprocess.run(
+        [sys.executable, "-m", "postroom", *arguments],
+        env=os.environ | {"POSTROOM_DATABASE_URL": url} | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
 
 
 def _run(server: PostgresServer, database: str, file: Path) -> None:

@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 DISK_FREE_BYTES_MIN = 1 << 30
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    before_upgrade: Annotated[
+        bool,
+        typer.Option("--before-upgrade", help="Say what `migrate` would meet; change nothing."),
+    ] = False,
+) -> None:
     """Check the set-up; exit 1 where something is wrong with it."""
-    found = run(_examine())
+    found = run(_look_before_upgrade() if before_upgrade else _examine())
     problems = sum(finding.level == "problem" for finding in found)
     if json:
         print_json(found)
@@ -33,6 +39,18 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         print_line(f"{count_of(problems, 'problem')}, {count_of(warnings, 'warning')}")
     if problems:
         raise typer.Exit(FAILED)
+
+
+async def _look_before_upgrade() -> list[Finding]:
+    from postroom.database.before_upgrade import look_before_upgrade
+    from postroom.room import Room
+
+    with progress("looking at the database"):
+        room = Room()
+        try:
+            return await look_before_upgrade(await room.database_url())
+        finally:
+            await room.close()
 
 
 async def _examine() -> list[Finding]:

@@ -1,0 +1,390 @@
+"""
+What a person looks at before postroom takes over a hand-made project; nothing is changed by it.
+
+It needs none of postroom's tables, and runs in one read-only transaction.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import asyncpg
+
+from postroom.database.connect import name_of
+from postroom.database.connection import unavailable
+from postroom.database.migrate import QUEUES, TABLES, preflight_sql
+from postroom.errors import PostroomError
+from postroom.finding import Finding, ok, problem, warning
+from postroom.wording import count_of
+
+LOOK_S = 300.0
+"""For all of it; counting needs a pass over each queue where no index helps."""
+
+FUNCTIONS = {
+    "calculate_email_retry_time": "integer",
+    "calculate_webhook_retry_time": "integer",
+    "get_email_queue_batch": "integer",
+    "mark_email_sent": "uuid",
+    "mark_email_failed": "uuid, text",
+    "get_webhook_retry_batch": "integer",
+    "mark_webhook_processed": "uuid",
+    "mark_webhook_failed": "uuid, text",
+    "increment_rate_limit": "text, integer, integer",
+    "cleanup_rate_limit_counters": "",
+    "enqueue_email": "text, text, text, text, text, text, jsonb, text, timestamp with time zone, "
+    "integer, integer, text, jsonb",
+}
+"""The functions that migrate replaces, whatever their arguments, and the arguments that they have then."""
+
+STALE_DAYS = 7
+LEASED_MINUTES = 15
+
+
+async def look_before_upgrade(database_url: str) -> list[Finding]:
+    """
+    What the upgrade of this database would meet.
+
+    Returns:
+        Problems are what migrate refuses; warnings are what a person should know first.
+
+    Raises:
+        DatabaseUnavailable: No connection.
+        PostroomError: The look took too long, or this user may not look.
+    """
+    try:
+        connection = await asyncpg.connect(database_url, statement_cache_size=0, timeout=10)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        raise unavailable(error, name_of(database_url)) from error
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(
+                "SET LOCAL search_path = ''; SET LOCAL lock_timeout = '2s'; "
+                f"SET LOCAL statement_timeout = '{LOOK_S:.0f}s'"
+            )
+            return await _look(connection)
+    except asyncpg.PostgresError as error:
+        raise PostroomError(f"the look before the upgrade ended: {error}") from error
+    finally:
+        await connection.close(timeout=5)
+
+
+async def _look(connection: asyncpg.Connection) -> list[Finding]:
+    there = [
+        table for table in TABLES if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table)
+    ]
+    found = [await _look_at_house(connection, there)]
+    found += await _look_at_refusals(connection)
+    for queue in QUEUES:
+        if queue in there:
+            found += await _look_at_rows(connection, queue)
+    found += await _look_at_jobs(connection)
+    found += await _look_at_functions(connection)
+    if there:
+        found += await _look_at_grants(connection, there)
+        found += await _look_at_policies(connection, there)
+        found += await _look_at_triggers(connection, there)
+    return found
+
+
+async def _look_at_house(connection: asyncpg.Connection, there: list[str]) -> Finding:
+    if await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL"):
+        return warning(
+            "upgrade",
+            "postroom is here already: what follows is what an upgrade would find now",
+            "run `postroom migrate --check`",
+        )
+    names = ", ".join(table.removeprefix("public.") for table in there)
+    return ok("upgrade", f"tables of before: {names or 'none'}; the others are made")
+
+
+async def _look_at_refusals(connection: asyncpg.Connection) -> list[Finding]:
+    """What stops migrate before it has changed anything."""
+    try:
+        async with connection.transaction():
+            await connection.execute(preflight_sql())
+    except asyncpg.PostgresError as error:
+        hint = getattr(error, "hint", None) or "Change what is named."
+        return [problem("refused", str(error.args[0]), hint.replace("Nothing was changed.", "").strip())]
+    return [ok("refused", "nothing stands in the way")]
+
+
+async def _look_at_rows(connection: asyncpg.Connection, queue: str) -> list[Finding]:
+    name = queue.removeprefix("public.")
+    done = "sent" if name == "email_queue" else "processed"
+    columns = await connection.fetchval(
+        """
+        SELECT array_agg(attribute.attname::text)
+        FROM pg_catalog.pg_attribute AS attribute
+        WHERE attribute.attrelid = to_regclass($1) AND attribute.attnum > 0 AND NOT attribute.attisdropped
+        """,
+        queue,
+    )
+
+    def times(*names: str) -> str:
+        return ", ".join(f"queued.{name}" for name in names if name in columns) or "NULL::timestamptz"
+
+    due = f"GREATEST(COALESCE({times('created_at', 'updated_at')}), {times('next_retry_at')})"
+    row = await connection.fetchrow(
+        f"""
+        SELECT
+            count(*) FILTER (WHERE waits) AS waiting,
+            count(*) FILTER (WHERE waits AND age < interval '1 hour') AS hour,
+            count(*) FILTER (WHERE waits AND age >= interval '1 hour' AND age < interval '1 day') AS day,
+            count(*) FILTER (WHERE waits AND age >= interval '1 day' AND age < $1) AS week,
+            count(*) FILTER (WHERE (waits OR is_held) AND age >= $1) AS stale,
+            count(*) FILTER (WHERE is_held AND age < $1 AND seen < $2) AS leased,
+            count(*) FILTER (WHERE is_held AND age < $1 AND seen >= $2) AS stuck,
+            count(*) FILTER (WHERE NOT waits AND NOT is_held) AS other
+        FROM (
+            SELECT
+                queued.status = 'pending' AS waits,
+                queued.status = 'processing' AS is_held,
+                COALESCE(clock_timestamp() - {due}, interval '0') AS age,
+                clock_timestamp() - GREATEST({times("created_at", "updated_at", "next_retry_at")}) AS seen
+            FROM {queue} AS queued
+            WHERE queued.status NOT IN ('sent', 'processed', 'failed', 'dead_letter')
+        ) AS live
+        """,  # noqa: S608 - names of ours
+        timedelta(days=STALE_DAYS),
+        timedelta(minutes=LEASED_MINUTES),
+    )
+    assert row is not None
+    found = [
+        ok(
+            name,
+            f"{row['waiting']:,} wait: {row['hour']:,} for less than an hour, "
+            f"{row['day']:,} for less than a day, {row['week']:,} for less than {STALE_DAYS} days",
+        )
+    ]
+    if row["stale"]:
+        found.append(
+            warning(
+                name,
+                f"{row['stale']:,} have waited for more than {STALE_DAYS} days: "
+                "they become dead letters, and are not sent",
+                "to have them sent: `postroom migrate --deliver-newer-than all` (or 30d); "
+                "to send some: `postroom dead-letters retry` afterwards",
+            )
+        )
+    if row["stuck"]:
+        found.append(
+            warning(
+                name,
+                f"{row['stuck']:,} are stuck in 'processing' for more than {LEASED_MINUTES} minutes: "
+                "they become due, and go out again where their caller had got that far",
+                f"set those that are done to '{done}' before you migrate",
+            )
+        )
+    if row["leased"]:
+        kept = f"who keep them for {LEASED_MINUTES} minutes"
+        found.append(ok(name, f"{row['leased']:,} are in the hands of callers now, {kept}"))
+    if row["other"]:
+        found.append(
+            warning(
+                name, f"{row['other']:,} have another status: they are left alone", "look at them yourself"
+            )
+        )
+    return [*found, *await _look_at_duplicates(connection, queue)]
+
+
+async def _look_at_duplicates(connection: asyncpg.Connection, queue: str) -> list[Finding]:
+    """What would be done twice; only what waits, which is little beside what has ended."""
+    name = queue.removeprefix("public.")
+    if name == "email_queue":
+        key, alike = "lower(queued.to_email), queued.subject, md5(queued.html)", "address, subject and html"
+    else:
+        key, alike = "queued.webhook_type, NULLIF(queued.webhook_event_id, '')", "event id"
+    count = await connection.fetchval(
+        f"""
+        SELECT COALESCE(sum(alike.copies - 1), 0)::bigint
+        FROM (
+            SELECT count(*) AS copies
+            FROM (
+                SELECT ROW({key}) AS key
+                FROM {queue} AS queued
+                WHERE queued.status IN ('pending', 'processing')
+            ) AS live
+            WHERE live.key IS NOT NULL
+            GROUP BY live.key
+            HAVING count(*) > 1
+        ) AS alike
+        """  # noqa: S608 - names of ours
+    )
+    if not count:
+        return []
+    return [
+        warning(
+            name,
+            f"{count:,} that wait are the same as another one ({alike}): each of them goes out",
+            "set those that should not to 'failed' before you migrate",
+        )
+    ]
+
+
+async def _look_at_jobs(connection: asyncpg.Connection) -> list[Finding]:
+    if not await connection.fetchval("SELECT to_regclass('cron.job') IS NOT NULL"):
+        return []
+    try:
+        async with connection.transaction():
+            rows = await connection.fetch(
+                """
+                SELECT job.jobid, job.jobname::text AS name, job.schedule, job.command, job.active
+                FROM cron.job AS job
+                ORDER BY job.jobid
+                """
+            )
+    except asyncpg.InsufficientPrivilegeError:
+        user = await connection.fetchval("SELECT quote_ident(current_user)")
+        return [warning("cron", "this user may not read cron.job", f"GRANT USAGE ON SCHEMA cron TO {user}")]
+    called = [*FUNCTIONS, "process-email-queue", "process-webhook-retries", "send-email"]
+    found = []
+    for row in rows:
+        calls = [name for name in called if name in row["command"]]
+        if not calls:
+            continue
+        named = f" '{row['name']}'" if row["name"] else ""
+        when = row["schedule"] if row["active"] else f"{row['schedule']}, not active"
+        found.append(
+            warning(
+                "cron",
+                f"job {row['jobid']}{named} ({when}) calls {', '.join(calls)}: it is kept",
+                f"once postroom works: SELECT cron.unschedule({row['jobid']})",
+            )
+        )
+    return found or [ok("cron", "no job calls the queues")]
+
+
+async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
+    rows = await connection.fetch(
+        """
+        SELECT
+            proc.proname::text AS name,
+            pg_catalog.oidvectortypes(proc.proargtypes) AS arguments,
+            proc.prosecdef AS definer,
+            (
+                SELECT string_agg(DISTINCT acl.role, ', ' ORDER BY acl.role)
+                FROM (
+                    SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS role
+                    FROM pg_catalog.aclexplode(
+                        COALESCE(proc.proacl, pg_catalog.acldefault('f', proc.proowner))
+                    ) AS acl
+                    WHERE acl.grantee IN (0, to_regrole('anon'), to_regrole('authenticated'))
+                ) AS acl
+            ) AS open_to
+        FROM pg_catalog.pg_proc AS proc
+        WHERE proc.pronamespace = 'public'::pg_catalog.regnamespace
+            AND proc.proname = ANY ($1::text[])
+            AND COALESCE(pg_catalog.obj_description(proc.oid, 'pg_proc'), '') NOT LIKE 'postroom:%'
+        ORDER BY 1, 2
+        """,
+        list(FUNCTIONS),
+    )
+    if not rows:
+        return []
+    called = [f"{row['name']}({row['arguments']})" for row in rows]
+    found = [
+        ok(
+            "functions",
+            f"{count_of(len(rows), 'function')} replaced, the text kept in postroom.replaced_objects: "
+            + ", ".join(called),
+        )
+    ]
+    for row, name in zip(rows, called, strict=True):
+        if row["arguments"] != FUNCTIONS[row["name"]]:
+            found.append(
+                warning(
+                    "functions",
+                    f"{name} goes: ours is {row['name']}({FUNCTIONS[row['name']]})",
+                    "see that every call fits ours",
+                )
+            )
+        if row["open_to"]:
+            definer = ", with its owner's rights" if row["definer"] else ""
+            found.append(
+                warning(
+                    "functions",
+                    f"{name} may be called by {row['open_to']}{definer}: they will not be able to",
+                    "who calls it from a browser calls your own function instead, which uses service_role",
+                )
+            )
+    return found
+
+
+async def _look_at_grants(connection: asyncpg.Connection, there: list[str]) -> list[Finding]:
+    rows = await connection.fetch(
+        """
+        SELECT
+            class.relname::text AS "table",
+            CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS role,
+            string_agg(DISTINCT acl.privilege_type, ', ' ORDER BY acl.privilege_type) AS rights,
+            acl.grantee = to_regrole('authenticated') AND class.relname = 'email_queue' AS keeps_reading
+        FROM pg_catalog.pg_class AS class
+        CROSS JOIN LATERAL pg_catalog.aclexplode(class.relacl) AS acl
+        WHERE class.oid = ANY ($1::text[]::regclass[])
+            AND acl.grantee IN (0, to_regrole('anon'), to_regrole('authenticated'))
+        GROUP BY class.relname, acl.grantee
+        ORDER BY 1, 2
+        """,
+        there,
+    )
+    return [
+        warning(
+            "grants",
+            f"{row['role']} has {row['rights']} on {row['table']}: taken away"
+            + (", but to read one's own e-mails" if row["keeps_reading"] else ""),
+            "a browser that writes there with the anon key is refused then: let it call a function of yours",
+        )
+        for row in rows
+    ]
+
+
+async def _look_at_policies(connection: asyncpg.Connection, there: list[str]) -> list[Finding]:
+    rows = await connection.fetch(
+        """
+        SELECT
+            policy.polname::text AS name,
+            policy.polrelid::regclass::text AS "table",
+            (
+                SELECT string_agg(CASE role.oid WHEN 0 THEN 'PUBLIC' ELSE role.oid::regrole::text END, ', ')
+                FROM unnest(policy.polroles) AS role (oid)
+            ) AS roles
+        FROM pg_catalog.pg_policy AS policy
+        WHERE policy.polrelid = ANY ($1::text[]::regclass[])
+            AND policy.polroles && ARRAY[0, to_regrole('anon'), to_regrole('authenticated')]::oid[]
+            AND policy.polname NOT LIKE 'postroom: %'
+        ORDER BY 2, 1
+        """,
+        there,
+    )
+    return [
+        warning(
+            "policies",
+            f"policy {row['name']!r} on {row['table'].removeprefix('public.')} speaks for {row['roles']}: "
+            "replaced, its text kept",
+            "a role of your own that lives by it gets it in its own name",
+        )
+        for row in rows
+    ]
+
+
+async def _look_at_triggers(connection: asyncpg.Connection, there: list[str]) -> list[Finding]:
+    rows = await connection.fetch(
+        """
+        SELECT trigger.tgname::text AS name, pg_catalog.pg_get_triggerdef(trigger.oid) AS text
+        FROM pg_catalog.pg_trigger AS trigger
+        JOIN pg_catalog.pg_proc AS proc ON proc.oid = trigger.tgfoid
+        WHERE trigger.tgrelid = ANY ($1::text[]::regclass[])
+            AND NOT trigger.tgisinternal
+            AND proc.pronamespace IS DISTINCT FROM to_regnamespace('postroom')
+        ORDER BY trigger.tgrelid::regclass::text, 1
+        """,
+        there,
+    )
+    return [
+        warning(
+            "triggers",
+            f"{row['text'].removeprefix('CREATE TRIGGER ')}: kept, and fires for what workers write too",
+            "one that sends the mail itself sends it twice: DROP TRIGGER once postroom works",
+        )
+        for row in rows
+    ]

@@ -1,0 +1,112 @@
+"""`postroom doctor --before-upgrade`: what a person should know before postroom takes a project over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from postroom.database.before_upgrade import look_before_upgrade
+from postroom.database.migrate import migrate
+from tests.schedule.test_pg_cron import PG_NET
+from tests.supabase.projects import ADMIN, CRON_DATABASE, command, handmade, supabase_project
+from tests.support.postgres import PostgresServer
+from tests.upgrade.conftest import Project
+
+OLD_JOB = """
+SELECT net.http_post(url := 'https://x.supabase.co/functions/v1/process-email-queue', headers := '{}'::jsonb);
+"""
+
+
+@pytest.fixture
+def old(server_with_pg_cron: PostgresServer) -> Iterator[Project]:
+    """A hand-made project, with pg_cron that calls its functions."""
+    with supabase_project(server_with_pg_cron, CRON_DATABASE) as project:
+        project.execute("CREATE EXTENSION pg_cron SCHEMA pg_catalog", ADMIN)
+        project.execute("GRANT USAGE ON SCHEMA cron TO postgres", ADMIN)
+        project.execute(PG_NET, ADMIN)
+        project.execute(f"SELECT cron.schedule('mails', '* * * * *', $job${OLD_JOB}$job$)")
+        project.execute("SELECT cron.schedule('report', '0 3 * * *', 'SELECT 1')")
+        with handmade(project) as one:
+            yield one
+
+
+async def test_it_says_what_the_upgrade_will_do_and_what_it_cannot_know(old: Project) -> None:
+    """Rows by age, stuck ones, copies, jobs, functions, grants, policies, triggers; looking is all."""
+    old.execute(
+        "INSERT INTO email_queue (to_email, subject, html) "
+        "SELECT 'twice@example.com', 'Same', '<p>Same</p>' FROM generate_series(1, 3)"
+    )
+    old.execute(
+        "CREATE FUNCTION mark_email_sent(email_id uuid, provider text) RETURNS void "
+        "LANGUAGE sql SECURITY DEFINER AS 'SELECT NULL::void'"
+    )
+    before = old.execute("SELECT sum(xmin::text::bigint) AS written FROM email_queue"), _catalog(old)
+    found = await look_before_upgrade(old.url)
+    assert (
+        old.execute("SELECT sum(xmin::text::bigint) AS written FROM email_queue"),
+        _catalog(old),
+    ) == before
+
+    said: dict[tuple[str, str], list[str]] = {}
+    for finding in found:
+        said.setdefault((finding.check, finding.level), []).append(finding.found)
+    assert said["refused", "ok"] == ["nothing stands in the way"]
+    mails = "\n".join(said["email_queue", "warning"])
+    stale, stuck = _number(mails, r"(\d+) have waited for more than 7 d"), _number(mails, r"(\d+) are stuck")
+    assert "2 that wait are the same as another one (address, subject and html)" in mails
+    assert said["cron", "warning"] == ["job 1 'mails' (* * * * *) calls process-email-queue: it is kept"]
+    functions = "\n".join(said["functions", "warning"])
+    assert "mark_email_sent(uuid, text) goes: ours is mark_email_sent(uuid)" in functions
+    assert (
+        "mark_email_sent(uuid, text) may be called by PUBLIC, anon, authenticated, with its owner's rights"
+        in functions
+    )
+    assert any(line.startswith("anon has DELETE, INSERT") for line in said["grants", "warning"])
+    assert said["policies", "warning"]
+    assert any(" ON public.email_queue " in line for line in said["triggers", "warning"])
+
+    # What it said becomes of the rows is what does, but for one whose own trigger refuses it.
+    lines: list[str] = []
+    await migrate(old.url, report=lines.append)
+    done = "\n".join(line for line in lines if line.startswith("public.email_queue: "))
+    assert stale - _number(done, r"(\d+) rows have waited too long") in (0, 1)
+    assert stuck - _number(done, r"(\d+) rows stuck in") in (0, 1)
+    after = await look_before_upgrade(old.url)
+    assert after[0].found.startswith("postroom is here already")
+    assert not [
+        finding for finding in after if finding.check in ("functions", "policies") and finding.level != "ok"
+    ]
+
+
+def test_what_migrate_would_refuse_is_a_problem(old: Project) -> None:
+    """Exit 1, with what to change; the same text that migrate gives."""
+    assert command(old.url, "doctor", "--before-upgrade").returncode == 0
+    old.execute("CREATE VIEW due AS SELECT calculate_email_retry_time(1) AS at")
+    answer = command(old.url, "doctor", "--before-upgrade")
+    assert answer.returncode == 1
+    refused = "view due depends on function calculate_email_retry_time(integer)"
+    assert f"problem  refused: {refused}" in answer.stdout
+    assert answer.stderr == ""
+    assert refused in command(old.url, "migrate").stderr
+
+
+async def test_an_empty_project_has_nothing_to_look_at(new_server: PostgresServer) -> None:
+    """No table, no function, no warning; and pg_cron is not there."""
+    with supabase_project(new_server) as project:
+        found = await look_before_upgrade(project.url)
+    assert [finding.level for finding in found] == ["ok", "ok"]
+    assert found[0].found == "tables of before: none; the others are made"
+
+
+def _number(text: str, pattern: str) -> int:
+    match = re.search(pattern, text)
+    assert match, text
+    return int(match[1])
+
+
+def _catalog(project: Project) -> object:
+    return project.execute(
+        "SELECT array_agg(oid::text || relacl::text ORDER BY oid) FROM pg_class WHERE relnamespace = 2200"
+    )
