@@ -20,6 +20,8 @@ from postroom.http.jwt import InvalidToken, Jwts
 from postroom.room import Room
 
 ROLE = "service_role"
+CALL_AS = f"call with the {ROLE} key or a secret key, from a server or an edge function"
+PUBLISHABLE = b"sb_publishable_"
 JOB_KEY = b"pj_"
 JOBS = (
     "/functions/v1/process-email-queue",
@@ -69,13 +71,15 @@ class Keyring:
         Raises:
             Refused: There is no valid key (401), or its role may not (403).
         """
-        token = _bearer(request)
+        token = _key_of(request)
         digest = _hash(token)
         own = await self.own_hash()
         if own is not None and hmac.compare_digest(digest, own):
             return
         problem = "the key is not valid"
-        if self._jwts is not None and token.count(b".") == 2:
+        if token.count(b".") == 2 and self._jwts is None:
+            problem = "no JWT is taken here: set POSTROOM_JWT_SECRET or POSTROOM_JWKS_URL"
+        elif token.count(b".") == 2 and self._jwts is not None:
             try:
                 role = await self._jwts.role(token.decode("latin-1"))
             except InvalidToken as error:
@@ -83,7 +87,9 @@ class Keyring:
             else:
                 if role == ROLE:
                     return
-                raise Refused(403, f"the JWT's role must be {ROLE}")
+                raise Refused(403, _why_not(role))
+        elif token.startswith(PUBLISHABLE):
+            problem = f"a publishable key is for browsers: {CALL_AS}"
         if await self._is_stored(digest):
             if self._stored[digest].role == "operator":
                 return
@@ -193,14 +199,26 @@ def _write_once(path: Path, key: str) -> None:
         draft.unlink()
 
 
-def _bearer(request: Request) -> bytes:
+def _key_of(request: Request) -> bytes:
+    """Who calls is who Authorization names, as at Supabase: `apikey` beside it names the project alone."""
     # The bytes as they came: a key may be any text, and headers are decoded as Latin-1.
-    value = next((value for name, value in request.headers.raw if name == b"authorization"), b"")
-    scheme, _, token = value.strip().partition(b" ")
+    headers = dict(reversed(request.headers.raw))
+    value = headers.get(b"authorization", b"").strip()
+    if not value:
+        value = b"Bearer " + headers.get(b"apikey", b"")
+    scheme, _, token = value.partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
         raise _unauthorized("a key is needed: Authorization: Bearer KEY")
     return token
+
+
+def _why_not(role: str | None) -> str:
+    whose = {
+        "anon": "this is the anon key, which any browser has",
+        "authenticated": "this is the token of a signed-in user",
+    }
+    return f"{whose.get(role or '', f'the role of this JWT is not {ROLE}')}: {CALL_AS}"
 
 
 def _own_key(key_hash: bytes) -> Key:

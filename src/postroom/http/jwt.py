@@ -75,6 +75,9 @@ class Jwts:
             return _role(token, self._secret, "HS256")
         if algorithm in _PUBLIC and self._keys is not None:
             return _role(token, await self._keys.find(algorithm, kid), algorithm)
+        needs = {"HS256": "POSTROOM_JWT_SECRET", **dict.fromkeys(_PUBLIC, "POSTROOM_JWKS_URL")}
+        if isinstance(algorithm, str) and algorithm in needs:
+            raise InvalidToken(f"{algorithm} is taken where {needs[algorithm]} is set")
         raise InvalidToken("its algorithm is not accepted here")
 
 
