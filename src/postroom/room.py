@@ -53,13 +53,16 @@ class Room:
 
     Args:
         settings: Ready-made settings; else they are loaded (environment, postroom.toml).
+        registry: Handlers that a framework has registered; else on() registers them.
         overrides: Settings by name, such as `database_url=...`: they win over the environment.
 
     Raises:
         ConfigError: A setting is wrong.
     """
 
-    def __init__(self, *, settings: Settings | None = None, **overrides: object) -> None:
+    def __init__(
+        self, *, settings: Settings | None = None, registry: Registry | None = None, **overrides: object
+    ) -> None:
         self.settings = settings if settings is not None else load_settings(**overrides)
         self.telemetry: Telemetry | None = None
         self._exit = AsyncExitStack()
@@ -70,7 +73,7 @@ class Room:
         self._delivery: Delivery | None = None
         self._pauses: Pauses | None = None
         self._handlers: tuple[Handlers, Slots, asyncio.Semaphore] | None = None
-        self._registry: Registry | None = None
+        self._registry = registry
 
     def on(self, source: str, *events: str, name: str | None = None) -> Callable[[F], F]:
         """

@@ -13,18 +13,23 @@ from pathlib import Path
 import pytest
 
 from postroom import Room
+from postroom.settings import Settings, use_settings
 from tests.django import project
 
 project.configure()
+
+from postroom.django.conf import DjangoSettings  # noqa: E402  Django's settings come first
 
 Sent = Callable[[], list[EmailMessage]]
 
 
 @pytest.fixture(autouse=True)
 def _django_database(database_url: str) -> Iterator[None]:
-    """Every test of Django's has a migrated database of its own."""
+    """Every test of Django's has a migrated database of its own, and Django's settings."""
+    use_settings(DjangoSettings)
     with project.database(database_url):
         yield
+    use_settings(Settings)
 
 
 @pytest.fixture

@@ -10,24 +10,55 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import django
 from django.conf import settings
 
-APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+from postroom.settings import Settings, use_settings
+
+SECRET = "whsec_of_the_tests"
+SETTINGS: dict[str, Any] = {
+    "SECRET_KEY": "of the tests",
+    "INSTALLED_APPS": [
+        "django.contrib.admin",
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.messages",
+        "django.contrib.sessions",
+        "postroom.django",
+        "tests.django.shop",
+    ],
+    "MIDDLEWARE": [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+    ],
+    "TEMPLATES": [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "APP_DIRS": True,
+            "OPTIONS": {
+                "context_processors": [
+                    "django.template.context_processors.request",
+                    "django.contrib.auth.context_processors.auth",
+                    "django.contrib.messages.context_processors.messages",
+                ]
+            },
+        }
+    ],
+    "ROOT_URLCONF": "tests.django.urls",
+    "STATIC_URL": "static/",
+    "DATABASES": {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}},
+    "EMAIL_BACKEND": "postroom.django.EmailBackend",
+    "DEFAULT_FROM_EMAIL": "Shop <shop@example.com>",
+    "LOGGING_CONFIG": None,
+    "USE_TZ": True,
+    "POSTROOM": {"WEBHOOKS": {"stripe": {"secrets": [SECRET]}}},
+}
 
 
 def configure() -> None:
     """Configure Django; does nothing the second time."""
-    if settings.configured:
-        return
-    settings.configure(
-        SECRET_KEY="of the tests",
-        INSTALLED_APPS=APPS,
-        DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}},
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        EMAIL_BACKEND="postroom.django.EmailBackend",
-        DEFAULT_FROM_EMAIL="Shop <shop@example.com>",
-        LOGGING_CONFIG=None,
-        USE_TZ=True,
-    )
-    django.setup()
+    if not settings.configured:
+        settings.configure(**SETTINGS)
+        django.setup()
+        use_settings(Settings)  # other tests of this process know no Django
 
 
 @contextmanager
@@ -36,11 +67,13 @@ def database(url: str) -> Iterator[None]:
     from django.db import connections
 
     connections["default"].close()
+    before = dict(settings.DATABASES["default"])
     settings.DATABASES["default"] |= parameters(url)
     try:
         yield
     finally:
         connections["default"].close()
+        settings.DATABASES["default"] |= before
 
 
 def parameters(url: str) -> dict[str, Any]:

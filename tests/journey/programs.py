@@ -22,12 +22,18 @@ END_S_MAX = 60.0
 class Program:
     """One process that stays, with its answer and its log in files."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        folder: Path,
+        environment: Mapping[str, str],
+        command: tuple[str, ...] = ("postroom",),
+    ) -> None:
         self.log_file = folder / f"{arguments[0]}-{os.urandom(3).hex()}.log"
         self._answer_file = self.log_file.with_suffix(".out")
         with self.log_file.open("wb") as log, self._answer_file.open("wb") as answer:
             self.process = subprocess.Popen(
-                [*COMMAND, *arguments],
+                [sys.executable, "-m", *command, *arguments],
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -104,14 +110,14 @@ class Programs:
                 timeout=limit_s,
             )
 
-    def start(self, *arguments: str) -> Program:
+    def start(self, *arguments: str, command: tuple[str, ...] = ("postroom",)) -> Program:
         """Start a command that stays; whoever starts it ends it."""
-        return Program(arguments, self.folder, self._environment())
+        return Program(arguments, self.folder, self._environment(), command)
 
     @contextmanager
-    def running(self, *arguments: str) -> Iterator[Program]:
+    def running(self, *arguments: str, command: tuple[str, ...] = ("postroom",)) -> Iterator[Program]:
         """A command that stays, while the block runs; it must end well."""
-        program = self.start(*arguments)
+        program = self.start(*arguments, command=command)
         try:
             yield program
             code = program.end()

@@ -236,7 +236,7 @@ def _room_of(app: str) -> Room:
     room = load_object(app, "--app")
     if not isinstance(room, Room):
         raise ConfigError(f"--app {app}: it is no Room, but {type(room).__name__}")
-    room.registry.app = app
+    room.registry.app = room.registry.app or app  # a framework's room knows what it is called
     return room
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from postroom.django.backend import EmailBackend
+    from postroom.django.handlers import on
+    from postroom.django.house import room
 
-__all__ = ["EmailBackend"]
+__all__ = ["EmailBackend", "on", "room"]
 
 
 if not TYPE_CHECKING:  # Django imports this before its settings and its models are there
@@ -23,4 +25,12 @@ if not TYPE_CHECKING:  # Django imports this before its settings and its models 
             from postroom.django.backend import EmailBackend
 
             return EmailBackend
+        if name == "on":
+            from postroom.django.handlers import on
+
+            return on
+        if name == "room":
+            from postroom.django.house import room
+
+            return room
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

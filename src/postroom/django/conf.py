@@ -84,6 +84,11 @@ def database_url(using: str) -> str:
     return f"postgresql://{login}{place}/{name}" + (f"?{urlencode(query)}" if query else "")
 
 
+def in_tests() -> bool:
+    """Whether Django's test environment is set up, which makes mail.outbox."""
+    return hasattr(mail, "outbox")
+
+
 class DjangoSettings(Settings):
     """The settings of a process of Django's."""
 
@@ -113,6 +118,8 @@ class DjangoSettings(Settings):
         if os.environ.get(sources.variable(field, table)):
             return super().place_of(field, table)
         for key in _given():
+            if table and key.lower() == f"{table}_{sources.key(field)}":
+                return f'{NAME}["{key}"]'
             if (table or sources.key(field)) == key.lower():
                 return f'{NAME}["{key}"]' + (f'["{sources.key(field)}"]' if table else "")
         if field == "transport" and _of_django().get("transport"):
@@ -129,7 +136,7 @@ class _TestDatabase(_Dictionary):
     """In Django's tests nothing but the test database is touched, whatever address is set elsewhere."""
 
     def __call__(self) -> dict[str, Any]:
-        if not hasattr(mail, "outbox"):  # setup_test_environment() makes it
+        if not in_tests():
             return {}
         return {"database_url": database_url(alias()), "listen_url": None}
 

@@ -23,6 +23,7 @@ import asyncpg
 import orjson
 
 from postroom.database.connect import Database
+from postroom.database.sqlstate import driver_error, sqlstate_of
 from postroom.email.address import kind_of
 from postroom.email.check import AcceptedEmail, check_email
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
@@ -257,7 +258,7 @@ def enqueue_by(
         with together() if len(batches) > 1 else nullcontext():
             return _in_order(batches, [fetch(_PSYCOPG_SQL, [batch.json]) for batch in batches])
     except Exception as error:
-        told = _explained(_of_the_driver(error), batches)
+        told = _explained(driver_error(error), batches)
         if not isinstance(told, PostroomError):
             raise
         raise told from error
@@ -379,19 +380,9 @@ def _integer(name: str, value: object, least: int) -> int:
     return value
 
 
-def _of_the_driver(error: BaseException) -> BaseException:
-    """What the driver raised, where a framework has wrapped it."""
-    cause = error.__cause__
-    return error if cause is None or _sqlstate(error) else cause
-
-
-def _sqlstate(error: BaseException) -> str:
-    return str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
-
-
 def _explained(error: BaseException, batches: Sequence[Batch]) -> BaseException:
     """What the database says, as an error of ours where it says what to do; else the driver's own."""
-    state = _sqlstate(error)
+    state = sqlstate_of(error)
     text = str(error).partition("\n")[0]
     if state in ("42883", "42P01", "3F000"):
         return SchemaError(f"the database is not up to date ({text}): run `postroom migrate`")

@@ -2,22 +2,25 @@
 Runs a handler that is code: its writes and the mark that it is done commit together.
 
 A coroutine function gets an asyncpg connection with an open transaction. A plain function runs in a
-thread and gets a psycopg connection with the same promise.
+thread and gets a psycopg connection with the same promise, or has its framework's own transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from postroom.database.connect import SERVER_KEEPALIVES, Database
+from postroom.database.sqlstate import sqlstate_of
 from postroom.errors import ConfigError, NotStarted, TemporaryFailure
 from postroom.failpoints import reach
 from postroom.queue.claim import Claim
 from postroom.webhooks.event import Event
-from postroom.webhooks.registry import Function
+from postroom.webhooks.registry import CodeHandler, Function, Open, Transactions
 from postroom.webhooks.store import FINISH_HANDLER, LEASE_LOST, ClaimedEvent, WebhookStore
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ where the network has swallowed the connection.
 """
 
 # Not behind a pooler, which gives its clients process ids that it made up, and sessions that are others' too.
-_ASK_FOR_KEEPALIVES = """
+ASK_FOR_KEEPALIVES = """
     SELECT set_config(setting.name, setting.value, false)
     FROM unnest(%s::text[], %s::text[]) AS setting (name, value)
     WHERE pg_backend_pid() = %s
@@ -61,11 +64,11 @@ class CodeRunner:
     def __init__(self, database: Database, url: str) -> None:
         self._database = database
         self._store = WebhookStore(database)
-        self._url = url
         self._threads = ThreadPoolExecutor(CONNECTIONS_MAX, thread_name_prefix="postroom-handler")
-        self._idle: list[psycopg.Connection[Any]] = []
+        self._psycopg = PsycopgTransactions(url)
+        self._used: set[Transactions] = {self._psycopg}
 
-    async def run(self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function) -> str:
+    async def run(self, claim: Claim[ClaimedEvent], event: Event, one: CodeHandler) -> str:
         """
         Run a function and finish its handler, in one transaction.
 
@@ -73,18 +76,18 @@ class CodeRunner:
             NotStarted: The lease has passed to another worker; the effect is undone.
             Exception: What the function raised; the effect is undone.
         """
-        if is_async(function):
-            await self._run_async(claim, event, name, function)
+        if is_async(one.function):
+            await self._run_async(claim, event, one.handler.name, one.function)
         else:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, self._run_sync, claim, event, name, function)
+            await loop.run_in_executor(self._threads, self._run_sync, claim, event, one)
         return "done"
 
     async def close(self) -> None:
         """Close the connections; a thread that is in the middle of a function ends with the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while self._idle:
-            self._idle.pop().close()
+        for transactions in self._used:
+            await asyncio.to_thread(transactions.close)  # Django's refuse to be closed beside an event loop
 
     async def _run_async(
         self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function
@@ -98,29 +101,48 @@ class CodeRunner:
             await self._store.finish_handler(claim.item.worker, claim, name, within=connection)
             reach("async_handler.mark")
 
-    def _run_sync(self, claim: Claim[ClaimedEvent], event: Event, name: str, function: Function) -> None:
-        import psycopg
-
-        connection = self._connection()
+    def _run_sync(self, claim: Claim[ClaimedEvent], event: Event, one: CodeHandler) -> None:
         finished = False
+        transactions = one.transactions or self._psycopg
+        self._used.add(transactions)
+        with transactions.begin() as opened:
+            reach("plain_handler.before")
+            _call(one.function, event, opened.arguments)
+            reach("plain_handler.effect")
+            finish = (claim.item.worker, claim.id, claim.lease_no, one.handler.name, False)
+            try:
+                opened.execute(FINISH_HANDLER.format("%s", "%s", "%s", "%s", "%s"), finish)
+            except Exception as error:
+                if sqlstate_of(error) == LEASE_LOST:
+                    raise NotStarted("the lease is lost") from error
+                raise
+            reach("plain_handler.mark")
+            finished = True
+        if not finished:  # psycopg.Rollback, which leaves the block in silence
+            raise TemporaryFailure(_LEFT_TRANSACTION)
+
+
+class PsycopgTransactions:
+    """Transactions on psycopg connections of our own, which the functions get as their second argument."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[psycopg.Connection[Any]] = []
+
+    @contextmanager
+    def begin(self) -> Iterator[Open]:
+        """See Transactions."""
+        connection = self._connection()
         try:
             with connection.transaction():
-                reach("plain_handler.before")
-                _call(function, event, connection)
-                reach("plain_handler.effect")
-                finish = (claim.item.worker, claim.id, claim.lease_no, name, False)
-                try:
-                    connection.execute(FINISH_HANDLER.format("%s", "%s", "%s", "%s", "%s"), finish)
-                except psycopg.Error as error:
-                    if error.sqlstate == LEASE_LOST:
-                        raise NotStarted("the lease is lost") from error
-                    raise
-                reach("plain_handler.mark")
-                finished = True
-            if not finished:  # psycopg.Rollback, which leaves the block in silence
-                raise TemporaryFailure(_LEFT_TRANSACTION)
+                yield Open((connection,), connection.execute)
         finally:
             self._take_back(connection)
+
+    def close(self) -> None:
+        """Close what nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _connection(self) -> psycopg.Connection[Any]:
         import psycopg
@@ -139,7 +161,7 @@ class CodeRunner:
                 **KEEPALIVES,
             )
             asked = (list(SERVER_KEEPALIVES), list(SERVER_KEEPALIVES.values()), connection.info.backend_pid)
-            connection.execute(_ASK_FOR_KEEPALIVES, asked)
+            connection.execute(ASK_FOR_KEEPALIVES, asked)
             return connection
 
     def _take_back(self, connection: psycopg.Connection[Any]) -> None:
@@ -152,9 +174,9 @@ class CodeRunner:
             connection.close()
 
 
-def _call(function: Function, event: Event, connection: psycopg.Connection[Any]) -> None:
+def _call(function: Function, event: Event, arguments: tuple[object, ...]) -> None:
     try:
-        answer = function(event, connection)
+        answer = function(event, *arguments)
     except (StopIteration, SystemExit) as error:  # neither gets out of a thread as it is
         raise TemporaryFailure(f"{type(error).__name__}: {error}") from error
     if inspect.isawaitable(answer):
@@ -169,16 +191,17 @@ def is_async(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def require_runnable(function: object, what: str) -> None:
+def require_runnable(one: CodeHandler) -> None:
     """
-    See that a function can be run here.
+    See that a handler's function can be run here.
 
     Raises:
         ConfigError: It is none, or needs psycopg, which is not installed.
     """
-    if not callable(function):
+    what = f"the handler {one.handler.name!r}"
+    if not callable(one.function):
         raise ConfigError(f"{what} is no function")
-    if is_async(function):
+    if is_async(one.function) or one.transactions is not None:
         return
     try:
         import psycopg  # noqa: F401

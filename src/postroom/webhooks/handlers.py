@@ -11,7 +11,7 @@ from postroom.queue.claim import Claim
 from postroom.webhooks.code import CodeRunner, require_runnable
 from postroom.webhooks.event import Event
 from postroom.webhooks.places import read_type
-from postroom.webhooks.registry import CodeHandler, Function, load_object
+from postroom.webhooks.registry import CodeHandler, load_object
 from postroom.webhooks.request import WebhookRequest
 from postroom.webhooks.schemes import SCHEMES, scheme_name
 from postroom.webhooks.slots import SHARES
@@ -117,12 +117,12 @@ class Handlers:
         return Runnable(handler, self._url_run(handler), shares=None)
 
     def _of_program(self, one: CodeHandler) -> Runnable:
-        require_runnable(one.function, f"the handler {one.handler.name!r}")
-        return Runnable(one.handler, self._code_run(one.handler.name, one.function), lambda _: SHARES)
+        require_runnable(one)
+        return Runnable(one.handler, self._code_run(one), lambda _: SHARES)
 
-    def _code_run(self, name: str, function: Function) -> Run:
+    def _code_run(self, one: CodeHandler) -> Run:
         async def run(claim: Claim[ClaimedEvent], event: Event) -> str:
-            return await self._code.run(claim, event, name, function)
+            return await self._code.run(claim, event, one)
 
         return run
 

@@ -6,17 +6,18 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from postroom.errors import ConfigError
 from postroom.webhooks.source import ALL_EVENTS, Handler
 
 NAME_CHARACTERS_MAX = 200
 
-Function = Callable[[Any, Any], Any]
+Function = Callable[..., Any]
 """(event, db): a coroutine function, or a plain one, which runs in a thread."""
 
 _NAME = re.compile(r"[^\s,;]+")
@@ -24,11 +25,43 @@ _OBJECT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """
+    An open transaction.
+
+    Attributes:
+        arguments: What a function gets besides the event.
+        execute: Runs a statement in it, with %s where its values go.
+    """
+
+    arguments: tuple[object, ...]
+    execute: Callable[[str, Sequence[object]], object]
+
+
+class Transactions(Protocol):
+    """Where plain functions have their transactions; called from several threads."""
+
+    def begin(self) -> AbstractContextManager[Open]:
+        """A transaction that is committed where the block ends, else rolled back."""
+        ...
+
+    def close(self) -> None:
+        """Close what no handler uses any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class CodeHandler:
-    """A handler with its function."""
+    """
+    A handler with its function.
+
+    Attributes:
+        transactions: Of the framework that a plain function belongs to; None stands for psycopg's.
+    """
 
     handler: Handler
     function: Function
+    transactions: Transactions | None = None
 
 
 @dataclass(slots=True)
@@ -44,7 +77,14 @@ class Registry:
     app: str | None = None
     of: dict[str, list[CodeHandler]] = field(default_factory=dict)
 
-    def add(self, source: str, events: tuple[str, ...], name: str | None, function: Function) -> None:
+    def add(
+        self,
+        source: str,
+        events: tuple[str, ...],
+        name: str | None,
+        function: Function,
+        transactions: Transactions | None = None,
+    ) -> None:
         """
         Register a function.
 
@@ -65,7 +105,7 @@ class Registry:
             raise ConfigError(
                 f"there are two handlers named {name!r} of {source}: give one of them another name="
             )
-        registered.append(CodeHandler(Handler(name, events or ALL_EVENTS), function))
+        registered.append(CodeHandler(Handler(name, events or ALL_EVENTS), function, transactions))
 
 
 def load_object(place: str, what: str) -> Any:

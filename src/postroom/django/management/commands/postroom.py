@@ -1,0 +1,58 @@
+"""`manage.py postroom …`: the commands of `postroom`, with Django's settings and the project's handlers."""
+
+from __future__ import annotations
+
+import sys
+from argparse import REMAINDER
+from typing import Any, ClassVar
+
+from django.core.management.base import BaseCommand, CommandError
+
+from postroom.cli.main import run
+
+APP = "postroom.django:room"
+_TAKING_APP = {"up", "worker", "scheduler"}
+_DJANGOS = ("--settings", "--pythonpath")
+
+
+class Command(BaseCommand):
+    """See the module."""
+
+    help = "Postroom's own commands, such as worker, status, explain ID; --help lists them."
+    requires_system_checks: ClassVar[list[str]] = []
+
+    def add_arguments(self, parser: Any) -> None:
+        """See Django's BaseCommand."""
+        parser.add_argument("arguments", nargs=REMAINDER)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Leave every option to the command, but those that Django has taken already."""
+        sys.exit(_run(_without_djangos(argv[2:])))
+
+    def handle(self, *_: object, arguments: list[str] | None = None, **options: Any) -> None:
+        """
+        For call_command("postroom", "worker", "--drain").
+
+        Raises:
+            CommandError: The command failed; what it said is on stderr.
+        """
+        given = [*(arguments or ()), *(options.get("args") or ())]
+        if code := _run(given):
+            raise CommandError(f"postroom {' '.join(given)} failed", returncode=code)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _TAKING_APP and "--app" not in arguments:
+        arguments = [arguments[0], "--app", APP, *arguments[1:]]
+    return run(arguments)
+
+
+def _without_djangos(arguments: list[str]) -> list[str]:
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in _DJANGOS:
+            next(rest, None)
+        elif not argument.startswith(tuple(f"{name}=" for name in _DJANGOS)):
+            kept.append(argument)
+    return kept

@@ -1,0 +1,102 @@
+"""
+The queues as models: to look at, and to filter by.
+
+They are read-only. A mail is queued by Django's mail functions, and what a person decides goes through
+postroom's functions (the admin pages do that): a row that is written past them has no lease and no trail.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from django.db import models
+
+
+class ReadOnlyQuerySet(models.QuerySet):
+    """Refuses to write."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(f"{self.model.__name__} is read-only: see postroom.django.models")
+
+    create = bulk_create = bulk_update = update = delete = get_or_create = update_or_create = _refuse
+    _update = _raw_delete = _insert = _refuse
+
+
+class QueueRow(models.Model):
+    """What both queues have."""
+
+    id = models.UUIDField(primary_key=True)
+    status = models.TextField()
+    attempts = models.IntegerField()
+    max_attempts = models.IntegerField()
+    error_count = models.IntegerField()
+    last_error = models.TextField(null=True)
+    dead_reason = models.TextField(null=True)
+    next_retry_at = models.DateTimeField(null=True)
+    waits_for = models.TextField(null=True)
+    priority = models.IntegerField()
+    metadata = models.JSONField(null=True)
+    created_at = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField(null=True)
+    failed_at = models.DateTimeField(null=True)
+
+    objects = ReadOnlyQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    def save(self, *_: object, **__: object) -> NoReturn:
+        """Refuses."""
+        raise TypeError(f"{type(self).__name__} is read-only: see postroom.django.models")
+
+    def delete(self, *_: object, **__: object) -> NoReturn:
+        """Refuses."""
+        raise TypeError(f"{type(self).__name__} is read-only: see postroom.django.models")
+
+
+class QueuedEmail(QueueRow):
+    """One e-mail to one recipient, a row of email_queue."""
+
+    to_email = models.TextField("to")
+    subject = models.TextField()
+    html = models.TextField()
+    text = models.TextField(null=True)
+    from_email = models.TextField("from", null=True)
+    reply_to = models.TextField(null=True)
+    headers = models.JSONField(null=True)
+    email_type = models.TextField(null=True)
+    idempotency_key = models.TextField(null=True)
+    sent_at = models.DateTimeField(null=True)
+
+    class Meta:
+        managed = False
+        # With its schema: a project's search_path need not have it.
+        db_table = '"public"."email_queue"'
+        verbose_name = "e-mail"
+        default_permissions = ("view",)
+        permissions = (("decide_queuedemail", "Can retry and discard dead e-mails"),)
+
+    def __str__(self) -> str:
+        return f"{self.to_email}: {self.subject}"
+
+
+class WebhookEvent(QueueRow):
+    """One webhook event, a row of webhook_retry_queue."""
+
+    webhook_type = models.TextField("source")
+    webhook_event_id = models.TextField("event id", null=True)
+    event_type = models.TextField(null=True)
+    payload = models.JSONField()
+    headers = models.JSONField(null=True)
+    last_error_at = models.DateTimeField(null=True)
+    processed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = '"public"."webhook_retry_queue"'
+        verbose_name = "webhook event"
+        default_permissions = ("view",)
+        permissions = (("decide_webhookevent", "Can retry and discard dead webhook events"),)
+
+    def __str__(self) -> str:
+        return f"{self.webhook_type}: {self.event_type or self.webhook_event_id or self.id}"
