@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from datetime import timedelta
 from uuid import uuid4
 
@@ -334,6 +336,17 @@ async def test_many_are_stored_as_one_by_one(sql: Session) -> None:
         assert rows[0] == rows[1]
     assert (await sql.row(ids[1]))["idempotency_key"] == "k"
     assert await sql.fetchval("SELECT enqueue_emails('[]')") == []
+
+
+async def test_ids_of_many_emails_are_led_by_the_time(sql: Session) -> None:
+    """RFC 9562, version 7: so those of a call stand beside each other in the index; no two are the same."""
+    mails = json.dumps([{"to_email": "ada@example.com", "subject": "s", "html": "h"}] * 500)
+    before = time.time_ns() // 1_000_000
+    ids = [*await sql.fetchval("SELECT enqueue_emails($1)", mails)]
+    ids += await sql.fetchval("SELECT enqueue_emails($1)", mails)
+    assert len(set(ids)) == 1000
+    assert {(row_id.version, row_id.variant) for row_id in ids} == {(7, uuid.RFC_4122)}
+    assert all(before - 1_000 <= row_id.int >> 80 <= time.time_ns() // 1_000_000 + 1_000 for row_id in ids)
 
 
 async def test_a_trigger_that_lets_no_row_in_is_named(sql: Session) -> None:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -81,27 +82,14 @@ class Email:
         Raises:
             InvalidEmail: A name is unknown or missing.
         """
-        if isinstance(fields, Email):
-            return fields
-        if not isinstance(fields, Mapping):
-            raise InvalidEmail("email", f"must be an Email or a dictionary, not {kind_of(fields)}")
-        given = dict(fields)
-        if "from" in given:
-            given["from_email"] = given.pop("from")
-        for name in given:
-            if name not in _FIELDS:
-                known = ", ".join(_FIELDS)
-                raise InvalidEmail(str(name)[:80], f"is no field of an e-mail; there are {known}")
-        for name in ("to", "subject"):
-            if name not in given:
-                raise InvalidEmail(name, "is missing")
-        return cls(**given)
+        return fields if isinstance(fields, Email) else cls(**_named(fields))
 
 
 _FIELDS = {attribute.name: None for attribute in fields_of(Email)}
+_given_fields = attrgetter(*_FIELDS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that sets each field by object.__setattr__, which doubles the time
 class QueueableEmail:
     """An e-mail that was checked, with when and how it is to go."""
 
@@ -140,25 +128,7 @@ def check(email: Email, *, may_be_empty: bool = False) -> QueueableEmail:
     Raises:
         InvalidEmail: It can never be stored or sent; the error names the field.
     """
-    accepted = check_email(
-        to=email.to,
-        subject=email.subject,
-        html=email.html,
-        text=email.text,
-        from_email=email.from_email,
-        reply_to=email.reply_to,
-        headers=email.headers,
-        metadata=email.metadata,
-        email_type=email.email_type,
-        idempotency_key=email.idempotency_key,
-        may_be_empty=may_be_empty,
-    )
-    return QueueableEmail(
-        accepted,
-        _moment("send_at", email.send_at),
-        _integer("priority", email.priority, -INTEGER_MAX),
-        None if email.max_attempts is None else _integer("max_attempts", email.max_attempts, 1),
-    )
+    return _checked(dict(zip(_FIELDS, _given_fields(email), strict=True)), may_be_empty=may_be_empty)
 
 
 def check_many(emails: Sequence[Email | Mapping[str, Any]]) -> list[QueueableEmail]:
@@ -173,7 +143,7 @@ def check_many(emails: Sequence[Email | Mapping[str, Any]]) -> list[QueueableEma
     checked = []
     for place, email in enumerate(emails):
         try:
-            checked.append(check(Email.of(email)))
+            checked.append(check(email) if isinstance(email, Email) else _checked(_named(email)))
         except InvalidEmail as error:
             raise InvalidEmail(f"emails[{place}].{error.field}", error.problem) from None
     return checked
@@ -265,7 +235,7 @@ def enqueue_by(
 
 
 Answers = list[Sequence[Any]]
-"""Of each statement its rows, each with an id, in the order of its e-mails."""
+"""Of each statement its one row: the ids, in the order of its e-mails."""
 
 
 async def _run_asyncpg(connection: Any, batches: Sequence[Batch]) -> Answers:
@@ -293,14 +263,37 @@ def _run_psycopg(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> Ans
     return answers
 
 
-_STATEMENT = """
-    SELECT queued.id::text
-    FROM unnest(public.enqueue_emails({}::text::jsonb)) WITH ORDINALITY AS queued (id, place)
-    ORDER BY queued.place
-"""
 # As text, whatever codecs the caller has given to his connection.
+_STATEMENT = "SELECT public.enqueue_emails({}::text::jsonb)::text[]"
 _ASYNCPG_SQL = _STATEMENT.format("$1")
 _PSYCOPG_SQL = _STATEMENT.format("%s")
+
+
+def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dictionary gives, by Email's names."""
+    if not isinstance(fields, Mapping):
+        raise InvalidEmail("email", f"must be an Email or a dictionary, not {kind_of(fields)}")
+    given = dict(fields)
+    if "from" in given:
+        given["from_email"] = given.pop("from")
+    if not given.keys() <= _FIELDS.keys():
+        name = next(name for name in given if name not in _FIELDS)
+        raise InvalidEmail(str(name)[:80], f"is no field of an e-mail; there are {', '.join(_FIELDS)}")
+    for name in ("to", "subject"):
+        if name not in given:
+            raise InvalidEmail(name, "is missing")
+    return given
+
+
+def _checked(given: dict[str, Any], *, may_be_empty: bool = False) -> QueueableEmail:
+    send_at, priority = given.pop("send_at", None), given.pop("priority", 0)
+    max_attempts = given.pop("max_attempts", None)
+    return QueueableEmail(
+        check_email(**given, may_be_empty=may_be_empty),
+        None if send_at is None else _moment("send_at", send_at),
+        _integer("priority", priority, -INTEGER_MAX),
+        None if max_attempts is None else _integer("max_attempts", max_attempts, 1),
+    )
 
 
 def _document(email: QueueableEmail) -> str:
@@ -355,16 +348,14 @@ def _batches(emails: Sequence[QueueableEmail]) -> list[Batch]:
     return batches
 
 
-def _in_order(batches: Sequence[Batch], answers: Sequence[Sequence[Any]]) -> list[UUID]:
+def _in_order(batches: Sequence[Batch], answers: Answers) -> list[UUID]:
     ids: dict[int, UUID] = {}
     for batch, rows in zip(batches, answers, strict=True):
-        ids.update((place, UUID(row[0])) for place, row in zip(batch.places, rows, strict=True))
+        ids.update(zip(batch.places, map(UUID, rows[0][0]), strict=True))
     return [ids[place] for place in range(len(ids))]
 
 
-def _moment(name: str, value: object) -> str | None:
-    if value is None:
-        return None
+def _moment(name: str, value: object) -> str:
     if not isinstance(value, datetime):
         raise InvalidEmail(name, f"must be a datetime, not {kind_of(value)}")
     if value.tzinfo is None or value.utcoffset() is None:

@@ -454,9 +454,11 @@ DECLARE
     v_wrong  text;
     v_sent   record;
     v_ids    uuid[] := '{}';
+    v_seed   bytea;
+    v_time   text;
     v_new    uuid[];
-    v_places integer[];
-    v_keys   text[];
+    v_place  integer;
+    v_key    text;
     v_stored bigint;
 BEGIN
     IF jsonb_typeof(emails) IS DISTINCT FROM 'array' OR jsonb_array_length(emails) > 10000 THEN
@@ -539,56 +541,57 @@ BEGIN
         END;
     END LOOP;
 
+    -- gen_random_uuid() takes 2.6 us of 7 for a row, a hash of one of them and a number 1. Led by the time, as RFC 9562 has
+    -- it (version 7), those of a call stand beside each other in the index.
+    v_seed := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+    v_time := lpad(to_hex((extract(EPOCH FROM clock_timestamp()) * 1000)::bigint), 12, '0');
+    v_new := ARRAY(
+        SELECT (v_time || '7' || substr(drawn.hash, 1, 3) || 'a' || substr(drawn.hash, 4, 15))::uuid
+        FROM (
+            SELECT encode(sha256(v_seed || int4send(place)), 'hex') AS hash
+            FROM generate_series(1, jsonb_array_length(emails)) AS place
+        ) AS drawn
+    );
+
     FOR v_round IN 1..10 LOOP
-        WITH given AS MATERIALIZED (
-            SELECT gen_random_uuid() AS id, email.*
-            FROM ROWS FROM (
-                jsonb_to_recordset(emails) AS (
-                    to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
-                    idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
-                    headers jsonb
-                )
-            ) WITH ORDINALITY AS email (
-                to_email, subject, html, from_email, reply_to, email_type, metadata,
-                idempotency_key, send_at, priority, max_attempts, text, headers, place
-            )
-            WHERE v_ids[email.place] IS NULL
-        ),
-
-        stored AS (
-            INSERT INTO public.email_queue (
-                id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
-                next_retry_at, priority, max_attempts, text, headers
-            )
-            SELECT
-                given.id, given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
-                COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
-                COALESCE(given.max_attempts, 6), given.text, given.headers
-            FROM given
-            ORDER BY given.idempotency_key NULLS FIRST, given.place
-            ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-            RETURNING email_queue.id
+        INSERT INTO public.email_queue (
+            id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
+            next_retry_at, priority, max_attempts, text, headers
         )
-
         SELECT
-            array_agg(given.place ORDER BY given.place),
-            array_agg(given.idempotency_key ORDER BY given.place),
-            array_agg(given.id ORDER BY given.place),
-            (SELECT count(*) FROM stored)
-        INTO v_places, v_keys, v_new, v_stored
-        FROM given;
-
-        IF v_stored = cardinality(v_places) AND v_ids = '{}' THEN
+            v_new[given.place], given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
+            COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
+            COALESCE(given.max_attempts, 6), given.text, given.headers
+        FROM ROWS FROM (
+            jsonb_to_recordset(emails) AS (
+                to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
+                idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
+                headers jsonb
+            )
+        ) WITH ORDINALITY AS given (
+            to_email, subject, html, from_email, reply_to, email_type, metadata,
+            idempotency_key, send_at, priority, max_attempts, text, headers, place
+        )
+        WHERE v_ids[given.place] IS NULL
+        ORDER BY given.idempotency_key NULLS FIRST, given.place
+        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
+        GET DIAGNOSTICS v_stored = ROW_COUNT;
+        IF v_stored = cardinality(v_new) THEN
             RETURN v_new;
         END IF;
 
         -- Rows with their key were there. One may have been deleted meanwhile: then it is queued after all.
-        FOR v_at IN 1..COALESCE(cardinality(v_places), 0) LOOP
-            IF v_keys[v_at] IS NULL THEN
-                v_ids[v_places[v_at]] := (SELECT email.id FROM public.email_queue AS email WHERE email.id = v_new[v_at]);
+        FOR v_place, v_key IN
+            SELECT given.place, given.email ->> 'idempotency_key'
+            FROM jsonb_array_elements(emails) WITH ORDINALITY AS given (email, place)
+            WHERE v_ids[given.place] IS NULL
+            ORDER BY given.place
+        LOOP
+            IF v_key IS NULL THEN
+                v_ids[v_place] := (SELECT email.id FROM public.email_queue AS email WHERE email.id = v_new[v_place]);
             ELSE
-                v_ids[v_places[v_at]] := (
-                    SELECT email.id FROM public.email_queue AS email WHERE email.idempotency_key = v_keys[v_at]
+                v_ids[v_place] := (
+                    SELECT email.id FROM public.email_queue AS email WHERE email.idempotency_key = v_key
                 );
             END IF;
         END LOOP;
