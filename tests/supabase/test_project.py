@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import subprocess
 from collections import Counter
@@ -30,6 +31,7 @@ from tests.support.waiting import until
 from tests.upgrade.callers import old_callers
 from tests.upgrade.conftest import Project
 
+ROOT = Path(__file__).parents[2]
 PUSH_S_MAX = 100
 SERVICE = '{"role": "service_role"}'
 
@@ -203,6 +205,49 @@ async def test_a_handmade_project_is_taken_over_and_given_back_with_rows_in_flig
         assert max(by_them.values()) == 1
         sent = {row["id"] for row in old.execute("SELECT id FROM email_queue WHERE status = 'sent'")}
         assert waiting <= sent
+
+
+async def test_a_project_gone_back_from_wholly_has_its_own_functions_again(
+    project: SupabaseProject,
+) -> None:
+    """By the SQL of docs/how-to/supabase.md: its callers go on, and a later migrate takes it over anew."""
+    page = (ROOT / "docs" / "how-to" / "supabase.md").read_text()
+    go_back = re.search(r"## Go back\n.*?```sql\n(.*?)```", page, re.DOTALL)
+    assert go_back
+    with handmade(project) as old:
+        before = _own_things(old)
+        rows = old.rows("email_queue", old.columns("email_queue"))
+        await migrate(project.url, deliver_newer_than="all")
+        old.execute(go_back[1])
+        after = _own_things(old)
+        assert after["functions"] == before["functions"]
+        assert after["triggers"] == before["triggers"]
+        assert before["columns"] <= after["columns"]
+        assert old.rows("email_queue", old.columns("email_queue")).keys() == rows.keys()
+        schemas = old.execute("SELECT to_regnamespace('postroom') AS house, to_regnamespace('cron') AS cron")
+        assert schemas == [{"house": None, "cron": None}]
+        for _ in range(2):
+            with old_callers(old) as traffic:
+                await until(lambda: traffic.total() > 20)
+            assert traffic.errors == []
+            await migrate(project.url)
+            assert not await pending(project.url)
+
+
+def _own_things(project: Project) -> dict[str, set[tuple[object, ...]]]:
+    queries = {
+        "functions": """
+            SELECT proc.oid::regprocedure::text, md5(pg_get_functiondef(proc.oid))
+            FROM pg_proc AS proc WHERE proc.pronamespace = 'public'::regnamespace
+        """,
+        "triggers": "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
+        "columns": """
+            SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod)
+            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+            WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+        """,
+    }
+    return {name: {tuple(row.values()) for row in project.execute(query)} for name, query in queries.items()}
 
 
 async def test_pg_cron_and_pg_net_as_supabase_enables_them(server_with_pg_cron: PostgresServer) -> None:
