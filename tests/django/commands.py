@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def manage(
-    database_url: str, folder: Path, *arguments: str, **environment: str
+    database_url: str, folder: Path, *arguments: str, command: str = "django", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
+        [sys.executable, "-m", command, *arguments],
         env={
             **os.environ,
             "DJANGO_SETTINGS_MODULE": "tests.django.settings",
