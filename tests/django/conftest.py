@@ -15,12 +15,34 @@ import pytest
 from postroom import Room
 from postroom.settings import Settings, use_settings
 from tests.django import project
+from tests.support.postgres import PostgresServer
 
 project.configure()
 
-from postroom.django.conf import DjangoSettings  # noqa: E402  Django's settings come first
+from django.core.management import call_command  # noqa: E402  Django's settings come first
+
+from postroom.django.conf import DjangoSettings  # noqa: E402
 
 Sent = Callable[[], list[EmailMessage]]
+
+
+@pytest.fixture(scope="session")
+def _django_template(postgres_server: PostgresServer, _migrated_template: str) -> str:
+    """A database with the tables of the tests' project, that others are copied from."""
+    name = postgres_server.create_database(template=_migrated_template)
+    use_settings(DjangoSettings)
+    with project.database(postgres_server.url_of(name)):
+        call_command("migrate", verbosity=0)
+    use_settings(Settings)
+    return name
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer, _django_template: str) -> Iterator[str]:
+    """A fresh database in which `manage.py migrate` has run."""
+    name = postgres_server.create_database(template=_django_template)
+    yield postgres_server.url_of(name)
+    postgres_server.drop_database(name)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
         "django.contrib.contenttypes",
         "django.contrib.messages",
         "django.contrib.sessions",
+        "post_office",
         "postroom.django",
         "tests.django.shop",
     ],
@@ -43,6 +44,7 @@ SETTINGS: dict[str, Any] = {
         }
     ],
     "ROOT_URLCONF": "tests.django.urls",
+    "ALLOWED_HOSTS": ["testserver"],
     "STATIC_URL": "static/",
     "DATABASES": {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}},
     "EMAIL_BACKEND": "postroom.django.EmailBackend",

@@ -17,14 +17,6 @@ from tests.django.conftest import Sent
 
 
 @pytest.fixture
-def _orders() -> None:
-    """The shop's table."""
-    from django.core.management import call_command
-
-    call_command("migrate", "shop", verbosity=0)
-
-
-@pytest.fixture
 def further() -> Iterator[None]:
     """Handlers that a test registers go with it."""
     before = {source: list(ones) for source, ones in registry.of.items()}
@@ -47,7 +39,6 @@ def orders() -> list[str]:
         return [row[0] for row in cursor.fetchall()]
 
 
-@pytest.mark.usefixtures("_orders")
 def test_a_handler_writes_by_the_orm_and_mails(sent: Sent) -> None:
     """An event through the door: the order is there, and the receipt goes out."""
     done = deliver_now(Room(registry=registry), "stripe", event())
@@ -56,7 +47,7 @@ def test_a_handler_writes_by_the_orm_and_mails(sent: Sent) -> None:
     assert [mail["To"] for mail in sent()] == ["ada@example.com"]
 
 
-@pytest.mark.usefixtures("_orders", "further")
+@pytest.mark.usefixtures("further")
 def test_what_a_handler_raises_undoes_all_that_it_did() -> None:
     """Order and mail are undone, the event waits; the next attempt does both once."""
     raised: list[bool] = []
@@ -80,7 +71,7 @@ def test_what_a_handler_raises_undoes_all_that_it_did() -> None:
     assert orders() == ["cs_1", "cs_2", "moody"]
 
 
-@pytest.mark.usefixtures("_orders", "further")
+@pytest.mark.usefixtures("further")
 def test_a_handler_that_broke_its_transaction_is_not_done() -> None:
     """A database error that the handler has swallowed: nothing can be committed, and nothing is marked."""
 
@@ -103,7 +94,7 @@ def test_a_handler_that_broke_its_transaction_is_not_done() -> None:
     assert "undecided: TransactionManagementError" in (done.last_error or "")
 
 
-@pytest.mark.usefixtures("_orders", "further")
+@pytest.mark.usefixtures("further")
 def test_a_handler_that_refuses_an_event_for_good_makes_it_a_dead_letter() -> None:
     """PermanentFailure undoes what it wrote, and a person decides."""
 
@@ -119,7 +110,6 @@ def test_a_handler_that_refuses_an_event_for_good_makes_it_a_dead_letter() -> No
     assert orders() == ["cs_1"]
 
 
-@pytest.mark.usefixtures("_orders")
 async def test_a_handler_whose_lease_has_passed_on_is_undone(database_url: str) -> None:
     """The mark names the lease: a worker that comes back too late undoes its own order."""
     room = Room(registry=registry)
@@ -135,7 +125,7 @@ async def test_a_handler_whose_lease_has_passed_on_is_undone(database_url: str) 
         assert await room.database.fetchval("SELECT count(*) FROM email_queue") == 0
 
 
-@pytest.mark.usefixtures("_orders", "further")
+@pytest.mark.usefixtures("further")
 async def test_one_connection_serves_one_event_after_the_other() -> None:
     """CONN_MAX_AGE is 0 by default, which would be a new connection for each event."""
     pids: list[int] = []

@@ -42,7 +42,6 @@ def test_migrate_does_what_postroom_migrate_does(empty_database_url: str, tmp_pa
 
 def test_migrate_brings_what_a_newer_postroom_has(capsys: pytest.CaptureFixture[str]) -> None:
     """Django's own migration has run: functions of an older release are replaced all the same."""
-    call_command("migrate", verbosity=0)
     with connection.cursor() as cursor:
         cursor.execute(
             "UPDATE postroom.repeatables SET digest = '', program = '0.0.1' WHERE name = 'functions'"
@@ -56,7 +55,6 @@ def test_migrate_brings_what_a_newer_postroom_has(capsys: pytest.CaptureFixture[
 
 def test_going_back_leaves_the_mail(database_url: str) -> None:
     """`migrate postroom zero` forgets that it has run; the tables and what is in them stay."""
-    call_command("migrate", verbosity=0)
     send_mail("Hi", "x", None, ["ada@example.com"])
     call_command("migrate", "postroom", "zero", verbosity=0)
     assert ask(database_url, "SELECT count(*) FROM email_queue") == 1
@@ -65,7 +63,6 @@ def test_going_back_leaves_the_mail(database_url: str) -> None:
 
 def test_an_event_becomes_an_order_and_a_receipt(database_url: str, tmp_path: Path) -> None:
     """`manage.py postroom up`: the door, the worker with the project's handlers, and the mail's way out."""
-    assert manage(database_url, tmp_path, "migrate").returncode == 0
     programs = Programs(
         tmp_path,
         {

@@ -83,6 +83,13 @@ class Entry:
         return ", ".join(parts)
 
 
+RECORD = """
+    INSERT INTO postroom.audit (actor, role, action, about, note)
+    VALUES ({}, {}, {}, {}::text::jsonb, {})
+"""
+"""An entry; any driver writes it in the transaction of what it tells."""
+
+
 async def record(
     connection: Connection,
     by: Actor,
@@ -98,18 +105,17 @@ async def record(
         note: What the person said to it; empty is none.
     """
     assert connection.is_in_transaction()
-    said = (note or "").replace("\0", "").strip()[:NOTE_CHARACTERS_MAX]
     await connection.execute(
-        """
-        INSERT INTO postroom.audit (actor, role, action, about, note)
-        VALUES ($1, $2, $3, $4::text::jsonb, $5)
-        """,
-        by.name,
-        by.role,
-        action,
-        orjson.dumps(about, default=str).decode(),
-        said or None,
+        RECORD.format("$1", "$2", "$3", "$4", "$5"), *values_of_entry(by, action, about, note)
     )
+
+
+def values_of_entry(
+    by: Actor, action: Action, about: Mapping[str, Any], note: str | None
+) -> list[str | None]:
+    """What RECORD takes."""
+    said = (note or "").replace("\0", "").strip()[:NOTE_CHARACTERS_MAX]
+    return [by.name, by.role, action, orjson.dumps(about, default=str).decode(), said or None]
 
 
 async def read_audit(

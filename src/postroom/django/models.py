@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from django.db import models
 
+from postroom.django.conf import alias
+
 
 class ReadOnlyQuerySet(models.QuerySet):
     """Refuses to write."""
@@ -20,6 +22,15 @@ class ReadOnlyQuerySet(models.QuerySet):
 
     create = bulk_create = bulk_update = update = delete = get_or_create = update_or_create = _refuse
     _update = _raw_delete = _insert = _refuse
+
+
+class ReadOnlyManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
+    """Reads where the queue is, whatever routers say."""
+
+    def get_queryset(self) -> ReadOnlyQuerySet:
+        """See Django's Manager."""
+        found: ReadOnlyQuerySet = super().get_queryset().using(alias())
+        return found
 
 
 class QueueRow(models.Model):
@@ -32,6 +43,7 @@ class QueueRow(models.Model):
     error_count = models.IntegerField()
     last_error = models.TextField(null=True)
     dead_reason = models.TextField(null=True)
+    due_at = models.DateTimeField(null=True)
     next_retry_at = models.DateTimeField(null=True)
     waits_for = models.TextField(null=True)
     priority = models.IntegerField()
@@ -40,7 +52,7 @@ class QueueRow(models.Model):
     updated_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True)
 
-    objects = ReadOnlyQuerySet.as_manager()
+    objects = ReadOnlyManager()
 
     class Meta:
         abstract = True

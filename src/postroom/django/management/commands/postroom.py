@@ -1,4 +1,8 @@
-"""`manage.py postroom …`: the commands of `postroom`, with Django's settings and the project's handlers."""
+"""
+`manage.py postroom …`: the commands of `postroom`, with Django's settings and the project's handlers.
+
+And one of its own: `take_over_post_office [--yes]`, see postroom.django.post_office.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ from typing import Any, ClassVar
 
 from django.core.management.base import BaseCommand, CommandError
 
+from postroom.cli.errors import DONE, FAILED, WRONG_USAGE
 from postroom.cli.main import run
+from postroom.cli.screen import note, print_line
+from postroom.errors import PostroomError
 
 APP = "postroom.django:room"
+TAKE_OVER = ("take_over_post_office", "take-over-post-office")
 _TAKING_APP = {"up", "worker", "scheduler"}
 _DJANGOS = ("--settings", "--pythonpath")
 
@@ -42,9 +50,29 @@ class Command(BaseCommand):
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in TAKE_OVER:
+        return _take_over(arguments[1:])
     if arguments and arguments[0] in _TAKING_APP and "--app" not in arguments:
         arguments = [arguments[0], "--app", APP, *arguments[1:]]
     return run(arguments)
+
+
+def _take_over(options: list[str]) -> int:
+    from postroom.django.post_office import take_over
+
+    if options not in ([], ["--yes"]):
+        note(f"postroom: {TAKE_OVER[0]} takes --yes, and nothing else")
+        return WRONG_USAGE
+    try:
+        taken = take_over(dry_run=not options)
+    except PostroomError as error:
+        note(f"postroom: {error}")
+        return FAILED
+    for line in taken.lines(done=bool(options)):
+        print_line(line)
+    if not options:
+        print_line("nothing was changed: stop send_queued_mail everywhere, then add --yes")
+    return DONE
 
 
 def _without_djangos(arguments: list[str]) -> list[str]:

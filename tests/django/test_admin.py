@@ -1,0 +1,198 @@
+"""The admin pages: lists that an index has in order, a bounded search, and what a person may decide."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from postroom.django.models import QueuedEmail, WebhookEvent
+
+EMAILS = "/admin/postroom/queuedemail/"
+EVENTS = "/admin/postroom/webhookevent/"
+
+
+def client(*permissions: str) -> Client:
+    """Somebody of the staff who may do this."""
+    user = User.objects.create_user("ada", password="x", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    browser = Client()
+    browser.force_login(user)
+    return browser
+
+
+def run(sql: str, *values: Any) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+def dead(to: str = "ada@example.com", subject: str = "Hi") -> UUID:
+    ((found,),) = run(
+        """
+        INSERT INTO email_queue (
+            to_email, subject, html, status, dead_reason, last_error, attempts, failed_at
+        )
+        VALUES (%s, %s, 'x', 'dead_letter', 'permanent', '550 no such user', 1, now())
+        RETURNING id
+        """,
+        to,
+        subject,
+    )
+    return UUID(str(found))
+
+
+def text(answer: Any) -> str:
+    assert answer.status_code == 200, answer
+    return str(answer.content.decode())
+
+
+def test_dead_letters_come_first_and_each_list_is_a_link() -> None:
+    """What needs a person is shown where nothing is asked for; there is no list of all rows."""
+    dead()
+    run("INSERT INTO email_queue (to_email, subject, html) VALUES ('bob@example.com', 'News', 'x')")
+    browser = client("view_queuedemail")
+    page = text(browser.get(EMAILS))
+    assert "ada@example.com" in page
+    assert "550 no such user" in page
+    assert "bob@example.com" not in page
+    assert "?state=waiting" in page
+    assert "bob@example.com" in text(browser.get(f"{EMAILS}?state=waiting"))
+    assert "0 e-mails" in text(browser.get(f"{EMAILS}?state=done"))
+    assert "ada@example.com" in text(browser.get(f"{EMAILS}?reason=permanent"))
+    assert "0 e-mails" in text(browser.get(f"{EMAILS}?reason=poison"))
+
+
+def test_a_search_finds_an_id_anywhere_and_a_text_in_its_list() -> None:
+    """An id is found whatever list is shown; a text as it is written, in any case."""
+    found = dead(subject="50% off")
+    dead("bob@example.com", "500 things")
+    browser = client("view_queuedemail")
+    assert "ada@example.com" in text(browser.get(EMAILS, {"state": "done", "q": str(found)}))
+    page = text(browser.get(EMAILS, {"q": "50% OFF"}))
+    assert "ada@example.com" in page
+    assert "bob@example.com" not in page
+    text(browser.get(EMAILS, {"q": "\0'; --"}))
+
+
+def test_retrying_is_done_by_postroom_and_written_down() -> None:
+    """The row is due again with all its attempts, and the audit trail names the user and his note."""
+    chosen, other = dead(), dead("bob@example.com")
+    browser = client("view_queuedemail", "decide_queuedemail")
+    asked = {"action": "retry", "_selected_action": [str(chosen)], "note": "the box is there now"}
+    assert "1 e-mail due again." in text(browser.post(EMAILS, asked, follow=True))
+    assert run("SELECT id, status, attempts FROM email_queue ORDER BY to_email") == [
+        (chosen, "pending", 0),
+        (other, "dead_letter", 1),
+    ]
+    assert run("SELECT actor, role, action, about ->> 'count', note FROM postroom.audit") == [
+        ("ada (Django)", "operator", "dead_letter.retry", "1", "the box is there now")
+    ]
+
+
+def test_discarding_gives_up_for_good() -> None:
+    """A discarded row is failed; asked again it is no dead letter any more."""
+    chosen = dead()
+    browser = client("view_queuedemail", "decide_queuedemail")
+    asked = {"action": "discard", "_selected_action": [str(chosen)]}
+    assert "1 e-mail discarded." in text(browser.post(EMAILS, asked, follow=True))
+    assert run("SELECT status FROM email_queue") == [("failed",)]
+    again = browser.post(f"{EMAILS}?state=discarded", asked, follow=True)
+    assert "1 are no dead letters (any more)." in text(again)
+    assert len(run("SELECT 1 FROM postroom.audit")) == 1
+
+
+def test_a_row_that_refuses_its_update_stops_no_other() -> None:
+    """A trigger of the project's own that raises is named, and the rest is done."""
+    run(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'not bob';
+        END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON email_queue FOR EACH ROW
+        WHEN (old.to_email = 'bob@example.com') EXECUTE FUNCTION refuse()
+        """
+    )
+    ids = [str(dead()), str(dead("bob@example.com"))]
+    browser = client("view_queuedemail", "decide_queuedemail")
+    page = text(browser.post(EMAILS, {"action": "retry", "_selected_action": ids}, follow=True))
+    assert "1 e-mail due again." in page
+    assert f"{ids[1]}: not bob" in page
+
+
+def test_who_may_only_look_decides_nothing() -> None:
+    """Without the permission there is no action, and asking for one changes nothing."""
+    chosen = dead()
+    browser = client("view_queuedemail")
+    assert "Retry: all attempts again" not in text(browser.get(EMAILS))
+    browser.post(EMAILS, {"action": "retry", "_selected_action": [str(chosen)]}, follow=True)
+    assert run("SELECT status FROM email_queue") == [("dead_letter",)]
+    page = text(browser.get(f"{EMAILS}{chosen}/change/"))
+    assert "550 no such user" in page
+    assert 'name="_save"' not in page
+    assert browser.get(f"{EMAILS}add/").status_code == 403
+    assert browser.post(f"{EMAILS}{chosen}/delete/", {"post": "yes"}).status_code == 403
+    assert browser.get(EVENTS).status_code == 403
+
+
+def test_dead_events_are_retried_as_mails_are() -> None:
+    """The pages of webhook events are the same, over their queue."""
+    run(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, webhook_event_id, payload, status, failed_at)
+        VALUES ('stripe', 'evt_1', '{}', 'dead_letter', now())
+        """
+    )
+    chosen = WebhookEvent.objects.get()
+    browser = client("view_webhookevent", "decide_webhookevent")
+    assert "evt_1" in text(browser.get(EVENTS, {"q": "EVT_"}))
+    asked = {"action": "retry", "_selected_action": [str(chosen.pk)]}
+    assert "1 webhook event due again." in text(browser.post(EVENTS, asked, follow=True))
+    assert WebhookEvent.objects.get().status == "pending"
+
+
+def test_models_are_read_only() -> None:
+    """Whatever writes says so: a row that is written past postroom's functions has no lease and no trail."""
+    dead()
+    row = QueuedEmail.objects.get(status="dead_letter")
+    for write in (
+        row.save,
+        row.delete,
+        QueuedEmail.objects.all().delete,
+        lambda: QueuedEmail.objects.update(status="pending"),
+        lambda: QueuedEmail.objects.create(to_email="a@b.c"),
+        lambda: QueuedEmail.objects.bulk_create([row]),
+    ):
+        with pytest.raises(TypeError, match="QueuedEmail is read-only"):
+            write()
+
+
+@pytest.mark.parametrize("state", ["dead", "waiting", "done", "discarded"])
+def test_no_list_reads_the_whole_table(state: str) -> None:
+    """40,000 rows: every statement of a page, of a search and of its count goes by an index."""
+    run(
+        """
+        INSERT INTO email_queue (to_email, subject, html, status, sent_at, failed_at)
+        SELECT
+            'u' || n || '@example.com', 'Hi', 'x',
+            (ARRAY['dead_letter', 'pending', 'sent', 'failed'])[n %% 4 + 1],
+            now() - n * interval '1 second', now() - n * interval '1 second'
+        FROM generate_series(1, 40000) AS n
+        """
+    )
+    run("ANALYZE email_queue")
+    browser = client("view_queuedemail")
+    with CaptureQueriesContext(connection) as captured:
+        text(browser.get(EMAILS, {"state": state}))
+        text(browser.get(EMAILS, {"state": state, "q": "u17@"}))
+    ours = [query["sql"] for query in captured if "email_queue" in query["sql"]]
+    assert len(ours) >= 4
+    for sql in ours:
+        plan = "\n".join(row[0] for row in run(f"EXPLAIN {sql.replace('%', '%%')}"))
+        assert "Seq Scan on email_queue" not in plan, f"{sql}\n{plan}"
