@@ -76,6 +76,8 @@ def node_tools() -> NodeTools:
         pytest.skip(
             f"needs node and the packages of tests/supabase/package.json from the registries: {said[-1]}"
         )
+    if not tools.deno.exists() or not tools.supabase.exists():
+        pytest.skip("needs deno and the Supabase CLI, which are had here for Linux on x86_64 alone")
     return tools
 
 
