@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from postroom.schedule.by_hand import run_by_hand
 from postroom.schedule.cleanup import Step, cleanup
 from postroom.schedule.job import Job, Run
 from postroom.schedule.scheduler import run_of
+from postroom.schedule.sql_job import run_sql
+from postroom.schedule.status import JobStatus, read_cron
 from postroom.schedule.store import CronStore
 from postroom.wording import count_of
 
@@ -69,24 +71,56 @@ def not_configured(room: Room) -> dict[str, str]:
     return {"reconcile": "it needs one source of scheme stripe, or one that is named stripe"}
 
 
+class JobRefused(PostroomError):
+    """This process does not run such a job: the text says why, and what to do."""
+
+
 async def run_by_name(room: Room, name: str, *, by: Actor | None = None) -> str:
     """
-    Run one of postroom's own jobs now, in this process; returns its message.
+    Run a job now, in this process: one of postroom's own, or a person's SQL; returns its message.
 
     Args:
+        name: The job's name, or its number.
         by: The person who asks for it, for the audit trail; None where a program does.
 
     Raises:
+        JobRefused: There is no such job, or it is not for this process.
         PostroomError: It runs already, or it failed.
         ConfigError: A source, or the table [alerts], of postroom.toml is wrong.
     """
     store = CronStore(room.database)
-    job = next(each for each in jobs_of(room) if each.name == name)
-    await store.offer([name])
+    own = {job.name: job for job in jobs_of(room)}
+    await store.offer(own)
     row = await store.job(name)
-    assert row is not None
-    told = run_of(row, await store.now(), asyncio.Event())
-    return await run_by_hand(store, row, lambda: job.run(told), by=by)
+    listed = (await read_cron(room.database)).jobs
+    if row is None and any(name in (each.name, str(each.jobid)) for each in listed):
+        raise JobRefused(f"{name!r} is pg_cron's: run its command by `postroom psql`")
+    if row is None or (row.builtin and row.name not in own):
+        missing = not_configured(room).get(row.name or "" if row else name)
+        raise JobRefused(missing or f"there is no job {name!r}: see `postroom cron list`")
+    if row.builtin:
+        assert row.name is not None
+        job, told = own[row.name], run_of(row, await store.now(), asyncio.Event())
+        return await run_by_hand(store, row, lambda: job.run(told), by=by)
+    user = await store.user()
+    if row.runs_as != f"sql:{user}":
+        raise JobRefused(
+            f"{row.called} runs with the rights of {row.runs_as.removeprefix('sql:')}, who has scheduled it, "
+            f"and this process works as {user}: run it as that user"
+        )
+    url = await room.database_url()
+    return await run_by_hand(store, row, lambda: run_sql(url, row.command), by=by)
+
+
+async def runnable_jobs(room: Room, jobs: Sequence[JobStatus]) -> set[int]:
+    """Which of some jobs run_by_name() runs here, by their numbers."""
+    own = {job.name for job in jobs_of(room)}
+    user = await CronStore(room.database).user()
+    return {
+        job.jobid
+        for job in jobs
+        if job.run_by == "postroom" and (job.name in own if job.builtin else job.username == user)
+    }
 
 
 def source_to_reconcile(room: Room) -> Source | None:

@@ -25,6 +25,8 @@ EVENTS = {
     "dashboard.login": "Somebody has logged in to the dashboard; key_id is the beginning of the key's hash.",
     "dashboard.login_refused": "A key that was shown to the dashboard is none.",
     "dashboard.mailbox_deleted": "Mails were deleted from the mailbox in the dashboard; key_id says by whom.",
+    "dashboard.paused": "A queue or a transport was paused in the dashboard; key_id says by whom.",
+    "dashboard.resumed": "A queue or a transport was resumed in the dashboard; key_id says by whom.",
     "dashboard.setting": "A person changed a setting of the queue in the dashboard.",
     "dashboard.work_failed": "What a page had begun ended in a mistake of ours; error is its kind.",
     "database.away": "The database gave no answer in time; the worker waits and asks again.",

@@ -325,6 +325,10 @@ def _house(db: Any) -> None:
             [number, queue, number, number],
         )
     db.execute(
+        "SELECT postroom.pause('transport', 'smtp://old-relay.shop.example:25', 'ada@mail-1', %s)",
+        ["We move to the new relay on Thursday; whoever still needs this one tells Ada."],
+    )
+    db.execute(
         """
         INSERT INTO postroom.cron_leader (
             scheduler, host, pid, version, can_run, term, leads_since, leads_until

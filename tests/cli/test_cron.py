@@ -44,6 +44,17 @@ def test_a_run_by_hand_does_the_job_and_stands_in_the_history(cli: Cli, db: Db, 
     assert [line.split()[1] for line in cli.ok("cron", "history", "mine").splitlines()[1:]] == ["mine"]
 
 
+def test_what_another_user_has_scheduled_does_not_run_with_our_rights(cli: Cli, db: Db) -> None:
+    """Who may schedule a job may little else: whoever runs it by hand must not lend him more."""
+    with db.transaction():
+        db.execute("SET LOCAL ROLE service_role")
+        db.execute("SELECT cron.schedule('theirs', '@daily', 'SELECT 1')")
+    answer = cli("cron", "run", "theirs")
+    assert answer.code == 2
+    assert answer.error.startswith("theirs runs with the rights of service_role, who has scheduled it, and ")
+    assert cli("cron", "history", "theirs", "--json").json == []
+
+
 def test_a_run_that_fails_is_exit_1_and_says_why(cli: Cli, db: Db) -> None:
     """One line; the history has it, too."""
     db.execute("SELECT cron.schedule('bad', '@daily', 'SELECT 1 / 0')")

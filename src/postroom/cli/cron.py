@@ -121,36 +121,16 @@ async def _history(name: str | None, limit: int) -> list[RunStatus]:
 
 
 async def _run(name: str) -> str:
-    import asyncio
-
     from postroom import log
-    from postroom.jobs import jobs_of, not_configured
-    from postroom.schedule.by_hand import run_by_hand
-    from postroom.schedule.scheduler import run_of
-    from postroom.schedule.sql_job import run_sql
-    from postroom.schedule.status import read_cron
-    from postroom.schedule.store import CronStore
+    from postroom.jobs import JobRefused, run_by_name
 
     async with opened_room() as room:
         log.configure(room.settings.log_format, room.settings.log_level)
-        store = CronStore(room.database)
-        jobs = {job.name: job for job in jobs_of(room)}
-        await store.offer(jobs)
-        job = await store.job(name)
-        if job is None and any(each.name == name for each in (await read_cron(room.database)).jobs):
-            raise WrongUsage(f"{name!r} is pg_cron's: run its command by `postroom psql`")
-        if job is None or (job.builtin and job.name not in jobs):
-            raise WrongUsage(
-                not_configured(room).get(name) or f"there is no job {name!r}: see `postroom cron list`"
-            )
-        told = run_of(job, await store.now(), asyncio.Event())
-        url = await room.database_url()
         with progress(f"running {name}"):
-            if job.builtin:
-                assert job.name is not None
-                own = jobs[job.name]
-                return await run_by_hand(store, job, lambda: own.run(told), by=actor())
-            return await run_by_hand(store, job, lambda: run_sql(url, job.command), by=actor())
+            try:
+                return await run_by_name(room, name, by=actor())
+            except JobRefused as error:
+                raise WrongUsage(str(error)) from error
 
 
 def _row(job: JobStatus, found: CronStatus) -> tuple[object, ...]:

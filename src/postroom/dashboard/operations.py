@@ -10,7 +10,7 @@ from starlette.responses import Response
 from postroom import log
 from postroom.dashboard.site import Problem, actor_of, form_of, page, render, session_of, site_of
 from postroom.errors import DatabaseUnavailable, PostroomError
-from postroom.jobs import jobs_of, run_by_name
+from postroom.jobs import JobRefused, run_by_name, runnable_jobs
 from postroom.queue.policy import SettingRefused, read_settings, set_setting
 from postroom.schedule.status import read_cron, read_runs
 
@@ -48,7 +48,7 @@ async def settings(request: Request) -> Response:
 
 @page
 async def cron(request: Request) -> Response:
-    """The scheduled jobs and their last runs; on POST, run one of postroom's own now."""
+    """The scheduled jobs and their last runs; on POST, run one now."""
     room = site_of(request).room
     notice, failed = None, None
     if request.method == "POST":
@@ -58,12 +58,13 @@ async def cron(request: Request) -> Response:
             raise
         except PostroomError as error:
             failed = str(error)
+    schedule = await read_cron(room.database)
     return render(
         request,
         "cron.html",
-        cron=await read_cron(room.database),
+        cron=schedule,
         runs=await read_runs(room.database, None, RUNS_SHOWN),
-        can_run={job.name for job in jobs_of(room)},
+        can_run=await runnable_jobs(room, schedule.jobs),
         notice=notice,
         failed=failed,
     )
@@ -72,10 +73,13 @@ async def cron(request: Request) -> Response:
 async def _run_job(request: Request, name: str) -> str:
     """Run a job; what it did, or, where it takes long, that it goes on without this page."""
     site = site_of(request)
-    if name not in {job.name for job in jobs_of(site.room)}:
-        raise Problem(404, "There is no such job here: the list says which can be run.")
+    jobs = (await read_cron(site.room.database)).jobs
+    called = next((job.name for job in jobs if str(job.jobid) == name and job.name), name)
     task = site.work(run_by_name(site.room, name, by=actor_of(request)))
     await asyncio.wait([task], timeout=WAITED_S)
     if not task.done():
-        return f"{name} runs. What becomes of it will stand below."
-    return f"{name}: {task.result()}"
+        return f"{called} runs. What becomes of it will stand below."
+    try:
+        return f"{called}: {task.result()}"
+    except JobRefused as error:
+        raise Problem(404, f"{error}.") from error

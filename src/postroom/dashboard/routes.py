@@ -20,6 +20,7 @@ from postroom.dashboard.mailbox import (
 from postroom.dashboard.messages import mail, mail_source, message, messages, replay
 from postroom.dashboard.operations import cron, settings
 from postroom.dashboard.overview import flow, live, overview
+from postroom.dashboard.queues import queues
 from postroom.dashboard.site import ROOT
 
 ROUTES = [
@@ -35,6 +36,7 @@ ROUTES = [
     Route(f"{ROOT}/dead-letters/actions/{{id:uuid}}", steer_bulk_action, methods=["POST"]),
     Route(f"{ROOT}/emails/{{id:uuid}}/edit", edit),
     Route(f"{ROOT}/emails/{{id:uuid}}/edit", send_edited, methods=["POST"]),
+    Route(f"{ROOT}/queues", queues, methods=["GET", "POST"]),
     Route(f"{ROOT}/settings", settings, methods=["GET", "POST"]),
     Route(f"{ROOT}/cron", cron, methods=["GET", "POST"]),
     Route(f"{ROOT}/audit", audit),

@@ -124,11 +124,11 @@ def _paused(house: House) -> Iterator[Remark]:
         if (held := _held(house, queue)) is not None:
             verb = "leave" if queue is EMAILS else "are handled"
             text = f"no {queue.noun}s {verb}: the queue is {held.said(house.now)}"
-            yield Remark("bad", text, _list(queue), "What waits")
+            yield Remark("bad", text, "/queues", "Resume it")
     for transport in house.paused:
         if transport.kind != "transport":
             continue
-        path, act = _list(EMAILS), "What waits"
+        path, act = ("/queues", "Resume it") if transport.by_hand else (_list(EMAILS), "What waits")
         if _no_way_is_left(house):
             text = f"mail does not leave: {transport.name} is {transport.said(house.now)}"
             yield Remark("bad", text, path, act)

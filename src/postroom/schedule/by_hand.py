@@ -32,7 +32,9 @@ async def run_by_hand(
     scheduler = uuid4()
     runid = await _begin(store, scheduler, job, by)
     if runid is None:
-        raise PostroomError(f"{job.name} runs at the moment: see `postroom cron history {job.name}`")
+        raise PostroomError(
+            f"{job.called} runs at the moment: see `postroom cron history {job.name or job.jobid}`"
+        )
     extending = asyncio.create_task(_extend(store, scheduler, runid))
     try:
         status, message = await attempt(work())
@@ -40,7 +42,7 @@ async def run_by_hand(
         extending.cancel()
     await store.end(scheduler, runid, status, message)
     if status == "failed":
-        raise PostroomError(f"{job.name} failed: {message}")
+        raise PostroomError(f"{job.called} failed: {message}")
     return message
 
 

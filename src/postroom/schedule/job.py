@@ -34,6 +34,11 @@ class JobRow:
     last_succeeded_at: datetime | None
     running: bool
 
+    @property
+    def called(self) -> str:
+        """Its name; where it has none, its number."""
+        return self.name or f"job {self.jobid}"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

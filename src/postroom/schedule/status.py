@@ -30,6 +30,7 @@ class JobStatus:
     Attributes:
         builtin: One of postroom's own.
         run_by: `postroom` (its scheduler) or `pg_cron`.
+        username: With whose rights its command runs.
         last_status: `running`, `succeeded` or `failed`; None before its first run.
         next_at: None where it is not active, or never comes.
     """
@@ -41,6 +42,7 @@ class JobStatus:
     active: bool
     builtin: bool
     run_by: str
+    username: str
     last_start: datetime | None
     last_status: str | None
     last_message: str | None
@@ -90,6 +92,7 @@ async def read_cron(database: Database) -> CronStatus:
         SELECT
             job.jobid, job.jobname AS name, job.schedule, job.command, job.active,
             job.builtin IS NOT NULL AS builtin, job.run_by,
+            job.username,
             run.start_time AS last_start, run.status AS last_status, run.return_message AS last_message
         FROM postroom.read_cron_jobs() AS job
         LEFT JOIN (
