@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -109,6 +110,16 @@ async def test_a_direct_email_is_sent_when_the_answer_comes(served: Served) -> N
     assert (row["status"], row["attempts"], row["max_attempts"]) == ("sent", 1, 1)
     assert (row["error_count"], row["from_email"]) == (0, "shop@example.com")
     assert row["sent_at"] is not None
+
+
+async def test_emails_have_ids_in_the_order_in_which_they_came(served: Served) -> None:
+    """Queued or sent at once: UUIDs of version 7, so that they stand side by side in the primary key."""
+    ids = []
+    for use_queue in (True, False, True, False):
+        answer = (await served.send(use_queue=use_queue)).json()
+        ids.append(UUID(answer["queue_id"] if use_queue else answer["id"]))
+    assert ids == sorted(ids)
+    assert [one.version for one in ids] == [7] * 4
 
 
 async def test_a_direct_email_lies_in_a_real_maildir(database_url: str, tmp_path: Path) -> None:

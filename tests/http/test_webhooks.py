@@ -99,6 +99,15 @@ async def test_what_stripe_signs_is_stored_byte_for_byte(door: Served, path: str
     assert json.loads(row["headers"])["stripe-signature"].startswith("t=")
 
 
+async def test_events_have_ids_in_the_order_in_which_they_came(door: Served) -> None:
+    """UUIDs of version 7, so that they stand side by side in the primary key."""
+    for number in range(5):
+        await post(door, b'{"id":"evt_%d"}' % number)
+    ids = [row["id"] for row in sorted(await stored(door), key=lambda row: str(row["webhook_event_id"]))]
+    assert ids == sorted(ids)
+    assert [one.version for one in ids] == [7] * 5
+
+
 @pytest.mark.parametrize(
     "body",
     [b'{"id":"evt_1","name":"\\u0000"}', b'{"id":"evt_1","half":"\\ud800"}', b'{"id":"evt_1","n":1e200000}'],

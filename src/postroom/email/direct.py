@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import inf
 from time import monotonic
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from postroom import log
 from postroom.email.check import AcceptedEmail
@@ -25,6 +25,7 @@ from postroom.failpoints import reach
 from postroom.queue.claim import Claim, Settlement
 from postroom.queue.engine import Engine
 from postroom.queue.outcome import Outcome, Verdict
+from postroom.row_ids import new_row_id
 
 DEADLINE_S = 60.0
 """How long an attempt may take: whoever waits for it gives up after a minute or two."""
@@ -147,7 +148,7 @@ class DirectSends:
             self._turns.release()
 
     async def _send(self, accepted: AcceptedEmail) -> Sent | NotSent | LimitReached:
-        email_id = uuid4()
+        email_id = new_row_id()
         try:
             reach("direct.insert.before")
             begun = await self._store.begin_direct(self._engine.id, email_id, accepted)

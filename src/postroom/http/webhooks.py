@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from time import time
-from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +18,7 @@ from postroom.http.bodies import Share, read_body
 from postroom.http.cors import path_of
 from postroom.http.doors import Doors, doors_of
 from postroom.queue.line import LineFull
+from postroom.row_ids import new_row_id
 from postroom.webhooks.doctor import diagnose
 from postroom.webhooks.event import IncomingEvent
 from postroom.webhooks.intake import NotStored
@@ -125,7 +125,7 @@ async def _keep(
 ) -> Response:
     lane = source.lane
     event = IncomingEvent(
-        id=uuid4(),
+        id=new_row_id(),
         source=source.name,
         event_id=verified.event_id,
         event_type=verified.event_type,

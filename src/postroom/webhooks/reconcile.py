@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 from postroom.database.connect import Database
 from postroom.errors import ConfigError
+from postroom.row_ids import new_row_id
 from postroom.webhooks.event import IncomingEvent
 from postroom.webhooks.intake import Intake, NotStored
 from postroom.webhooks.places import read_id, read_type
@@ -127,7 +127,7 @@ def _incoming(source: Source, event: dict[str, Any]) -> IncomingEvent:
             f"source {source.name} takes an event's id from where Stripe's API has none: see its event_id"
         )
     return IncomingEvent(
-        id=uuid4(),
+        id=new_row_id(),
         source=source.name,
         event_id=event_id,
         event_type=read_type(scheme.event_type if source.event_type is None else source.event_type, request),

@@ -22,7 +22,9 @@ DATABASE = "postroom"
 CONFIGURATION = """
 # ---- postroom ----
 max_connections = 100
-shared_buffers = 128MB
+# Memory is taken as it is used. With 128 MB the claims of 10,000 plain INSERTs beside ten million old mails
+# read 0.6 pages a mail: each of their random ids has a page of the primary key of its own.
+shared_buffers = 256MB
 jit = off
 fsync = on
 synchronous_commit = on
