@@ -98,8 +98,10 @@ def _install(tools: NodeTools) -> None:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(PACKAGES / name, FOLDER / name)
         (FOLDER / "home").mkdir(exist_ok=True)
+        cache = FOLDER / "cache"
         npm = [str(tools.node), str(tools.npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        _run(npm, PATH=f"{tools.node.parent}:{os.environ['PATH']}")
+        _run([*npm, "--cache", str(cache)], PATH=f"{tools.node.parent}:{os.environ['PATH']}")
+        shutil.rmtree(cache, ignore_errors=True)
         stamp.write_text(wanted)
 
 
