@@ -16,6 +16,7 @@ from pathlib import Path
 
 NAMES = (
     "cleanup",
+    "dashboard",
     "email_drain",
     "email_latency",
     "enqueue",

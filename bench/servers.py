@@ -48,6 +48,31 @@ async def create_database(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
+@contextmanager
+def serving(database_url: str, **settings: str) -> Iterator[str]:
+    """
+    Postroom's HTTP server on a free port while the block runs, and its address.
+
+    Args:
+        settings: Of its environment.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "postroom", "serve"],
+        env={**os.environ, "POSTROOM_DATABASE_URL": database_url, "POSTROOM_PORT": "0", **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()
+            if not said.startswith("ready http://"):
+                raise RuntimeError(f"the server did not start: {said!r}")
+            yield said.removeprefix("ready ").strip()
+        finally:
+            server.terminate()
+
+
 async def server_version(url: str) -> str:
     """PostgreSQL's version, such as `18.6`."""
     connection = await asyncpg.connect(url)

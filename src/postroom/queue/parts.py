@@ -31,23 +31,25 @@ class Part:
     Rows of one status, in the order of an index. Every text is SQL over the row `item`.
 
     Attributes:
-        status: As in the table; `done` stands for the queue's own.
-        where: Further conditions.
+        statuses: As in the table; `done` stands for the queue's own.
+        where: Further conditions that the index knows.
+        hit: A further condition that no index knows: rows are looked at one by one.
         at: The time that the list goes by; None where these rows have none.
         asked: The time that a filter by time asks for.
         order: What it is ordered by: expression, its type, and whether the largest comes first.
     """
 
-    status: str
+    statuses: tuple[str, ...]
     where: str
+    hit: str
     at: str | None
     asked: str | None
     order: tuple[tuple[str, str, bool], ...]
 
     def rows_of(self, queue: QueueTable) -> str:
         """The condition that makes up the part."""
-        status = queue.done if self.status == "done" else self.status
-        return f"item.status = '{status}' AND {self.where}"
+        statuses = ", ".join(f"'{queue.done if each == 'done' else each}'" for each in self.statuses)
+        return f"item.status IN ({statuses}) AND {self.where}"
 
     def ordered(self, *, back: bool) -> str:
         """As in ORDER BY."""
@@ -91,13 +93,11 @@ def parts_of(queue: QueueTable, state: State, *, timed: bool, reason: str | None
         timed: Only rows that have the time which a filter asks for.
         reason: Of dead letters only those: one of REASONS, or `none`.
     """
-    states = ("in_flight", "waiting", "dead_letter", "failed", "done") if state == "all" else (state,)
-    parts: list[Part] = []
-    for each in states:
-        if each in ("waiting", "in_flight"):
-            parts.append(_live("pending" if each == "waiting" else "processing"))
-        else:
-            parts += _ended(queue, each, timed=timed, reason=reason)
+    if state in ("waiting", "in_flight"):
+        return [_live(state)]
+    parts = [_live(state)] if state == "all" else []
+    for each in ("dead_letter", "failed", "done") if state == "all" else (state,):
+        parts += _ended(queue, each, timed=timed, reason=reason)
     return parts
 
 
@@ -105,22 +105,30 @@ def of_reason(reason: str | None) -> str:
     """That a dead letter has one of REASONS, or none (`none`), as an index finds it; None takes all."""
     if reason is None:
         return ""
-    return "item.dead_reason IS NULL" if reason == "none" else f"item.dead_reason = '{reason}'"
+    return f"COALESCE(item.dead_reason, 'none') = '{reason}'"
 
 
-def _live(status: str) -> Part:
-    """By the index of claims. The time that a person asks for is when it was queued."""
+def _live(state: State) -> Part:
+    """
+    By the index of claims. The time that a person asks for is when it was queued.
+
+    Few rows are in flight, among many that wait: they are looked for, and nobody knows for how long.
+    """
     order = (("item.priority", "integer", True), (_DUE, "timestamptz", False), ("item.id", "uuid", False))
-    return Part(status, "true", _DUE, "item.created_at", order)
+    statuses = ("pending",) if state == "waiting" else ("pending", "processing")
+    hit = "item.status = 'processing'" if state == "in_flight" else ""
+    return Part(statuses, "true", hit, _DUE, "item.created_at", order)
 
 
 def _ended(queue: QueueTable, status: str, *, timed: bool, reason: str | None) -> list[Part]:
     at = f"item.{queue.done_at if status == 'done' else 'failed_at'}"
     where = (of_reason(reason) if status == "dead_letter" else "") or "true"
     newest = ((at, "timestamptz", True), ("item.id", "uuid", True))
-    parts = [Part(status, f"{where} AND {at} IS NOT NULL", at, at, newest)]
+    parts = [Part((status,), f"{where} AND {at} IS NOT NULL", "", at, at, newest)]
     if not timed:  # an old caller may have left the time out
-        parts.append(Part(status, f"{where} AND {at} IS NULL", None, None, (("item.id", "uuid", False),)))
+        parts.append(
+            Part((status,), f"{where} AND {at} IS NULL", "", None, None, (("item.id", "uuid", False),))
+        )
     return parts
 
 

@@ -110,8 +110,8 @@ async def list_rows(
 
     Args:
         queues: One; or several, of dead letters only.
-        state: One of STATES; `all` has them one after the other: in flight, waiting, dead letters, given up,
-            done.
+        state: One of STATES; `all` has them one after the other: in flight and waiting, dead letters, given
+            up, done.
         after: Listing.next of the page before.
         before: Listing.previous of the page behind.
         look_s: How long a search looks; LOOK_S.
@@ -233,7 +233,7 @@ class _Search:
 
     def _rows_at_once(self, part: Part, wanted: int) -> int:
         """How many rows one statement looks through: where each is a hit, no more than are wanted."""
-        if self.filters.searches or (self.filters.timed and part.asked != part.at):
+        if part.hit or self.filters.searches or (self.filters.timed and part.asked != part.at):
             return self.scan_rows or SCAN_ROWS[0]
         return wanted + 1
 
@@ -339,7 +339,7 @@ def _branch(
     columns = f"ARRAY[{', '.join(f'item.{column}' for column in queue.about)}] AS about"
     if not several:
         columns = ", ".join([columns, *(f"item.{column}" for column in queue.listed)])
-    hit = conditions(queue, filters, argument)
+    hit = " AND ".join(each for each in (part.hit, conditions(queue, filters, argument)) if each)
     where = f"{part.rows_of(queue)} AND {beyond} AND $2::text[] IS NOT NULL"
     if part.asked is not None and (time := within(part.asked, filters, argument)):
         if part.asked == part.at:

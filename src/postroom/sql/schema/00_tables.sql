@@ -91,7 +91,7 @@ CREATE INDEX postroom_email_dead_letter
 
 -- Those of one reason, and how many there are.
 CREATE INDEX postroom_email_dead_reason
-    ON public.email_queue (dead_reason, failed_at, id)
+    ON public.email_queue ((COALESCE(dead_reason, 'none')), failed_at, id) INCLUDE (dead_reason)
     WHERE status = 'dead_letter';
 
 -- Lists of what has ended, newest first. A row enters one of them once, when it ends.
@@ -162,7 +162,7 @@ CREATE INDEX postroom_webhook_dead_letter
 
 -- Those of one reason, and how many there are.
 CREATE INDEX postroom_webhook_dead_reason
-    ON public.webhook_retry_queue (dead_reason, failed_at, id)
+    ON public.webhook_retry_queue ((COALESCE(dead_reason, 'none')), failed_at, id) INCLUDE (dead_reason)
     WHERE status = 'dead_letter';
 
 -- Lists of what has ended, newest first.
