@@ -247,15 +247,15 @@ async def test_an_edited_dead_letter_goes_out_as_another_one_and_both_pages_lead
     assert "no dead letter" in await visitor.page(path, 400)
 
 
-async def test_dead_letters_are_grouped_by_reason_and_by_errors_that_differ_in_ids_alone(
+async def test_dead_letters_are_grouped_by_reason_and_by_errors_that_differ_in_what_is_particular(
     visitor: Visitor,
 ) -> None:
     """With how many there are of each."""
     for number in range(3):
-        await _dead(visitor, last_error=f"550 no such user {number}12345")
+        await _dead(visitor, last_error=f"550 5.1.1 <u{number}@example.com>: no such user {number}12345")
     await _dead(visitor, dead_reason="poison", last_error="poison: 3 workers died")
     page = await visitor.page("/dead-letters")
-    assert "3 × … no such user …" in page
+    assert "3 × 550 5.1.1 &lt;…&gt;: no such user …" in page
     assert "1 × poison: 3 workers died" in page
 
 

@@ -9,15 +9,21 @@ one for any value, which is where conditions that an index could serve are lost.
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import LiteralString
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 
 from postroom.database.migrate import migrate
+from postroom.queue.parts import STATES, Part, State, parts_of
+from postroom.queue.search import IN_ORDER, PAGE_ROWS, Filters, page_of
+from postroom.queue.table import QueueTable
+from postroom.queues import QUEUES
 from tests.schema.loaded import RECIPIENT_LIMIT, Amounts, load
 from tests.schema.plans import Reader, Reading
 from tests.support.postgres import PostgresServer
@@ -365,3 +371,80 @@ def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader) -> Non
             assert not reading.scanned_whole("webhook_retry_queue")
             # Twice over those that wait: to find the lane, and to pass over them.
             assert reading.rows_of("webhook_retry_queue") <= 3 * 2000 + 250
+
+
+LONG_AGO, JUST_NOW = datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC) - timedelta(days=2)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_page_of_a_list_reads_a_page_in_either_direction(reader: Reader, state: State) -> None:
+    """The first one, the one behind it and back, whatever the queue holds; also between two times."""
+    for queue in QUEUES:
+        table = queue.table.removeprefix("public.")
+        for filters in (Filters(), Filters(since=LONG_AGO, until=JUST_NOW)):
+            for part in parts_of(queue, state, timed=filters.timed):
+                if part.hit or (filters.timed and part.asked != part.at):
+                    continue
+                with reader.undone():
+                    first = _page(reader, [queue], part, filters, None)
+                    if len(first.rows) > PAGE_ROWS:
+                        behind = _page(reader, [queue], part, filters, first.rows[PAGE_ROWS])
+                        back = _page(reader, [queue], part, filters, behind.rows[0], back=True)
+                        for reading in (behind, back):
+                            assert_a_page(reading, table, state)
+                assert_a_page(first, table, state)
+
+
+def test_a_page_of_dead_letters_of_both_queues_reads_a_page(reader: Reader) -> None:
+    """Of all and of one reason, also of one that is rare."""
+    for reason in (None, "permanent", "none"):
+        (part, _) = parts_of(QUEUES[0], "dead_letter", timed=False, reason=reason)
+        with reader.undone():
+            reading = _page(reader, QUEUES, part, Filters(reason=reason), None)
+        for table in ("email_queue", "webhook_retry_queue"):
+            assert_a_page(reading, table, f"reason {reason}")
+
+
+def test_a_search_reads_what_it_looks_through_and_stops_when_it_has_enough(reader: Reader) -> None:
+    """Hits that stand in front end it; what is nowhere costs as many rows as it may look through."""
+    (part, _) = parts_of(QUEUES[0], "done", timed=False)
+    with reader.undone():
+        nowhere = _page(reader, QUEUES[:1], part, Filters(text="nowhere"), None, scan=5_000)
+        everywhere = _page(reader, QUEUES[:1], part, Filters(text="order"), None, scan=5_000)
+    assert nowhere.rows_of("email_queue") <= 5_100
+    assert everywhere.rows_of("email_queue") <= 3 * PAGE_ROWS
+    assert not nowhere.scanned_whole("email_queue")
+
+
+def assert_a_page(reading: Reading, table: str, what: str) -> None:
+    """A page of rows and those with the same time as its last one; a row is on a page of its own at worst."""
+    assert not reading.scanned_whole(table), what
+    assert reading.rows_of(table) <= 3 * PAGE_ROWS, what
+    assert reading.pages <= 10 * PAGE_ROWS + 2_800, what
+
+
+def _page(
+    reader: Reader,
+    queues: Sequence[QueueTable],
+    part: Part,
+    filters: Filters,
+    place: Sequence[Any] | None,
+    *,
+    back: bool = False,
+    scan: int = PAGE_ROWS + 1,
+) -> Reading:
+    """As list_rows() reads it; the place is the key of a row, its last column."""
+    key = [] if place is None else place[-1]
+    values: list[object] = [scan, key]
+
+    def argument(value: object) -> str:
+        values.append(value)
+        return f"${len(values)}"
+
+    beyond = part.beyond("$2::text[]", back=back)[0] if key else "true"
+    sql = page_of(queues, part, beyond, filters, argument, back=back, hits=PAGE_ROWS + 1)
+    # In the order in which they stand there, each as often.
+    places = [int(place) - 1 for place in re.findall(r"\$(\d+)", sql)]
+    reader.connection.execute(IN_ORDER)
+    statement: LiteralString = re.sub(r"\$\d+", "%s", sql)
+    return reader.read(statement, [values[place] for place in places])

@@ -28,6 +28,13 @@ COUNTED_MAX = 10_000
 ERRORS_OF = 500
 """A group's most frequent errors are those of its newest dead letters, so many."""
 
+_PARTICULAR = (
+    "[^[:space:]<>(),;:]+@[^[:space:]<>(),;:]+"  # an address
+    "|[0-9a-f]{8}-[0-9a-f-]{27}"
+    "|(?!^)[0-9]{3,}"
+)
+"""What an error says of one row alone."""
+
 _DEADLINE_S = 60.0
 
 
@@ -130,7 +137,7 @@ async def group_dead_letters(database: Database, queues: Sequence[QueueTable]) -
     """
     The dead letters of each queue by reason, the largest group first; each group is read from an index.
 
-    Errors that differ in numbers and ids alone are one.
+    Errors that differ in addresses, ids and numbers alone are one; a reply's code is told.
     """
     groups: list[Group] = []
     for queue in queues:
@@ -166,9 +173,7 @@ def _group(queue: QueueTable, reason: str) -> str:
             COALESCE((array_agg(same.count ORDER BY same.count DESC))[:3], '{{}}') AS counts
         FROM (
             SELECT
-                regexp_replace(
-                    left(letter.last_error, 200), '[0-9a-f]{{8}}-[0-9a-f-]{{27}}|[0-9]{{3,}}', '…', 'g'
-                ) AS error,
+                regexp_replace(left(letter.last_error, 200), '{_PARTICULAR}', '…', 'g') AS error,
                 count(*)::integer AS count
             FROM (
                 SELECT item.last_error {letters} ORDER BY item.failed_at DESC LIMIT $2

@@ -37,6 +37,7 @@ class Part:
         at: The time that the list goes by; None where these rows have none.
         asked: The time that a filter by time asks for.
         order: What it is ordered by: expression, its type, and whether the largest comes first.
+        led_by: What the index begins with, the same in all these rows.
     """
 
     statuses: tuple[str, ...]
@@ -45,6 +46,7 @@ class Part:
     at: str | None
     asked: str | None
     order: tuple[tuple[str, str, bool], ...]
+    led_by: str = ""
 
     def rows_of(self, queue: QueueTable) -> str:
         """The condition that makes up the part."""
@@ -53,9 +55,8 @@ class Part:
 
     def ordered(self, *, back: bool) -> str:
         """As in ORDER BY."""
-        return ", ".join(
-            f"{expression} {'DESC' if falls is not back else 'ASC'}" for expression, _, falls in self.order
-        )
+        by = [f"{each} {'DESC' if falls is not back else 'ASC'}" for each, _, falls in self.order]
+        return ", ".join([self.led_by, *by] if self.led_by else by)
 
     def beyond(self, key: str, *, back: bool, including: bool = False) -> list[str]:
         """
@@ -126,9 +127,8 @@ def _ended(queue: QueueTable, status: str, *, timed: bool, reason: str | None) -
     newest = ((at, "timestamptz", True), ("item.id", "uuid", True))
     parts = [Part((status,), f"{where} AND {at} IS NOT NULL", "", at, at, newest)]
     if not timed:  # an old caller may have left the time out
-        parts.append(
-            Part((status,), f"{where} AND {at} IS NULL", "", None, None, (("item.id", "uuid", False),))
-        )
+        by_id = (("item.id", "uuid", False),)
+        parts.append(Part((status,), f"{where} AND {at} IS NULL", "", None, None, by_id, led_by=at))
     return parts
 
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, LiteralString
 
 import asyncpg
 import orjson
 
 from postroom.database.connect import Database
+from postroom.database.connection import Connection
 from postroom.queue.parts import REASONS, Argument, Part, State, parts_of
 from postroom.queue.table import QueueTable
 
@@ -28,6 +29,14 @@ LOOK_S = 0.12
 
 SCAN_ROWS = (2_000, 50_000)
 """Rows that are looked through at once: at first, and at most."""
+
+IN_ORDER: LiteralString = (
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
+)
+"""
+Have PostgreSQL walk along an index. Where it believes a table to be empty (a fresh installation, a restored
+dump) it reads all rows and sorts them, once for each page. Rows with equal times are sorted all the same.
+"""
 
 _DEADLINE_S = 10.0
 
@@ -122,17 +131,19 @@ async def list_rows(
     """
     filters = filters or Filters()
     back = before is not None
-    search = _Search(
-        database,
-        queues,
-        filters,
-        back=back,
-        parts=parts_of(queues[0], state, timed=filters.timed, reason=filters.known_reason),
-        ends=monotonic() + (LOOK_S if look_s is None else look_s),
-    )
     place = _read_cursor(before or after)
     beyond_row = before is not None or after is not None
-    await search.look(place, limit)
+    async with database.transaction(deadline_s=_DEADLINE_S) as connection:
+        await connection.execute(IN_ORDER)
+        search = _Search(
+            connection,
+            queues,
+            filters,
+            back=back,
+            parts=parts_of(queues[0], state, timed=filters.timed, reason=filters.known_reason),
+            ends=monotonic() + (LOOK_S if look_s is None else look_s),
+        )
+        await search.look(place, limit)
     if back:
         search.rows.reverse()
     onward = None if search.onward is None else _write_cursor(search.onward)
@@ -172,7 +183,7 @@ class _Search:
         onward: Where it goes on; None where the list has ended.
     """
 
-    database: Database
+    connection: Connection
     queues: Sequence[QueueTable]
     filters: Filters
     back: bool
@@ -253,9 +264,9 @@ class _Search:
             values.append(value)
             return f"${len(values)}"
 
-        sql = _sql(self.queues, part, beyond, self.filters, argument, back=self.back, hits=hits)
+        sql = page_of(self.queues, part, beyond, self.filters, argument, back=self.back, hits=hits)
         try:
-            found = await self.database.fetch(sql, *values, deadline_s=_DEADLINE_S)
+            found = await self.connection.fetch(sql, *values, timeout=_DEADLINE_S)
         except asyncpg.DataError as error:
             raise InvalidCursor(str(error)) from error
         return sorted(found, key=lambda row: int(row["place"]))
@@ -290,7 +301,7 @@ def within(asked: str, filters: Filters, argument: Argument) -> str:
     return " AND ".join(found)
 
 
-def _sql(
+def page_of(
     queues: Sequence[QueueTable],
     part: Part,
     beyond: str,
@@ -301,7 +312,9 @@ def _sql(
     hits: int,
 ) -> str:
     """
-    $1 is how many rows are looked at, $2 the place.
+    The statement that reads rows beyond a place: the hits, and the first and the last that were looked at.
+
+    $1 is how many rows are looked at, $2 the place; at most `hits` are given.
 
     Only row_number() stands between the index and the outer LIMIT, and gives rows on as they come: with
     enough hits the rest is not looked at.
