@@ -15,8 +15,12 @@ ALSO = (
     "/emails?state=waiting",
     "/emails?state=dead_letter",
     "/emails?q=nothing+like+it",
+    "/emails?q=order&to=ada@&since=7d&until=1m&error=",
+    "/emails?since=yesterday&subject=x",
+    "/emails?state=all",
     "/webhooks?state=in_flight",
     "/dead-letters?reason=permanent",
+    "/dead-letters?q=nobody&since=24h",
     "/emails/00000000-0000-0000-0000-000000000001",
 )
 """Pages that look different at another address of their route: other columns, nothing found, a 404."""
