@@ -39,9 +39,12 @@ OF_A_KIND = {
     "{kind}/{id:uuid}": ("/emails/{sent}", "/emails/{waiting}", "/emails/{dead}", "/webhooks/{event}"),
     "emails/{id:uuid}/edit": ("/emails/{dead}/edit",),
     "emails/{id:uuid}/html": ("/emails/{sent}/html",),
+    "emails/{id:uuid}/source": ("/emails/{sent}/source",),
     "dead-letters/actions/{id:uuid}": ("/dead-letters/actions/{action}",),
     "mailbox/{name}": ("/mailbox/{caught}",),
     "mailbox/{name}/html": ("/mailbox/{caught}/html",),
+    "mailbox/{name}/source": ("/mailbox/{caught}/source",),
+    "mailbox/{name}/attachments/{number}": (),
     "static/{name}": (),
 }
 """What stands for a route that has parameters."""
@@ -140,14 +143,14 @@ class _Browser:
         took_ms = (time.perf_counter() - began) * 1000
         if answer.status != 200:
             raise RuntimeError(f"{path} answered {answer.status}: {body[-300:]!r}")
-        return _Answer(took_ms, len(body), body.decode())
+        return _Answer(took_ms, len(body), body.decode(errors="replace"))
 
 
 def _ask_all(address: str, names: dict[str, str], requests: int) -> dict[str, list[_Answer]]:
     browser = _Browser(address)
     browser.log_in()
     found: dict[str, list[_Answer]] = {}
-    for template in dict.fromkeys(_addresses()):
+    for template in dict.fromkeys(addresses()):
         path = template.format(**names)
         found[template] = _ask(browser, path, requests)
         if template in ("/emails", "/webhooks", "/dead-letters"):
@@ -170,8 +173,13 @@ def _linked(page: str, rel: str) -> str | None:
     return None if link is None else html.unescape(link[1])
 
 
-def _addresses() -> Iterator[str]:
-    """One of each page, with {names} of what was filled in."""
+def addresses() -> Iterator[str]:
+    """
+    One of each page, with {names} of what was filled in.
+
+    Raises:
+        LookupError: A route has parameters, and nobody has said what stands for it.
+    """
     for route in ROUTES:
         path = route.path.removeprefix(ROOT)
         if "GET" not in (route.methods or ()) or path == "/login":

@@ -312,7 +312,7 @@ async def test_a_large_group_is_counted_as_far_as_the_page_says(
         """
     )
     page = await shop.page("/dead-letters")
-    assert '<span class="count">3 and more</span>' in page
+    assert '<b class="figure num">3+</b>' in page
     assert "2 × 451 later" in page
     assert "These errors are those of its newest 2." in page
     assert "1 × 550 no" in page
