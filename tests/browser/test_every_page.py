@@ -71,6 +71,34 @@ async def test_every_page_can_be_read_by_everybody(
         assert words - await _words(visit) == set()
 
 
+@pytest.mark.parametrize("press", ["Retry all", "Discard all"])
+async def test_the_question_before_many_are_changed_can_be_read_by_everybody(
+    furnished: Furnished, full: Visit, press: str
+) -> None:
+    """It has no address of its own: a button leads to it, and the keyboard to its note and out of it."""
+    async with full.another() as visit:
+        await visit.see("/dead-letters")
+        button = visit.page.get_by_role("button", name=press).first
+        await button.focus()
+        await visit.page.keyboard.press("Enter")
+        await visit.page.wait_for_url("**/dead-letters/decide")
+        found = {"light": await _serious(visit)}
+        await visit.page.emulate_media(color_scheme="dark")
+        found["dark"] = await _serious(visit, "color-contrast")
+        await visit.page.set_viewport_size(PHONE)
+        await visit.page.evaluate(NEXT_FRAME)
+        found["phone"] = await _serious(visit)
+        assert found == {"light": [], "dark": [], "phone": []}
+        assert await _too_wide(visit) == []
+        await visit.page.get_by_label("Note").focus()
+        await visit.page.keyboard.press("Tab")
+        assert await visit.page.locator(":focus").inner_text() in ("Retry 2", "Discard 2")
+        await visit.page.keyboard.press("Tab")
+        await visit.page.keyboard.press("Enter")
+        await visit.page.wait_for_url("**/dashboard/dead-letters")
+        assert visit.errors == []
+
+
 async def test_axe_is_no_dummy(furnished: Furnished) -> None:
     """On a page that is broken by hand it finds what is broken."""
     async with furnished.visiting() as visit:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import time
 
+import psycopg
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -17,6 +18,9 @@ from playwright.async_api import Browser, expect
 
 from postroom import Room
 from postroom.dashboard import sessions, throttle
+from postroom.database.audit import Actor
+from postroom.database.connect import Database
+from postroom.database.keys import make_key
 from tests.browser.conftest import Visit, visiting
 from tests.browser.seed import seed
 from tests.http.conftest import KEY, serving, settings_of
@@ -66,6 +70,106 @@ async def test_a_session_that_is_over_leads_to_the_login_and_back_to_the_page(vi
     await visit.log_in()
     await expect(visit.page).to_have_url(f"{visit.url}/dashboard/emails?state=dead_letter")
     await expect(visit.page.locator("h1")).to_have_text("E-mails")
+
+
+async def test_a_session_that_ends_while_a_form_is_open_changes_nothing_and_leads_to_the_login(
+    visit: Visit,
+) -> None:
+    """Also where the page asks by itself: the overview that stood open goes to the login."""
+    await visit.see("/dead-letters")
+    await visit.log_in()
+    before = await visit.page.locator("tbody tr").count()
+    await visit.page.locator("tbody input[type=checkbox]").first.check()
+    await visit.context.clear_cookies()
+    await visit.page.get_by_role("button", name="Retry the chosen ones").click()
+    await expect(visit.page.locator("#key")).to_be_visible()
+    await visit.log_in()
+    await visit.see("/dead-letters")
+    assert await visit.page.locator("tbody tr").count() == before
+
+    await visit.see()
+    await visit.context.clear_cookies()
+    await visit.page.evaluate("() => htmx.trigger('#live', 'look')")
+    await visit.page.wait_for_url("**/dashboard/login*")
+
+
+async def test_a_viewer_sees_every_page_and_can_change_nothing(visit: Visit, database_url: str) -> None:
+    """No button but the one that logs out, and a form that he makes himself is refused."""
+    database = await Database.open(database_url)
+    key = await make_key(database, "viewer", "auditor", by=Actor("ada@house", "cli"))
+    await database.close()
+    await visit.see("/login")
+    await visit.log_in(key)
+    await visit.page.wait_for_url("**/dashboard")
+    async with await psycopg.AsyncConnection.connect(database_url) as db:
+        found = await (await db.execute("SELECT id FROM email_queue WHERE status = 'dead_letter'")).fetchone()
+    assert found is not None
+    for path in (
+        "",
+        "/emails",
+        "/dead-letters",
+        f"/emails/{found[0]}",
+        "/mailbox",
+        "/cron",
+        "/settings",
+        "/audit",
+    ):
+        await visit.see(path)
+        buttons = [name.strip() for name in await visit.page.get_by_role("button").all_inner_texts()]
+        assert {*buttons} <= {"Log out", "Search", "Filter"}, path
+    await visit.see(f"/emails/{found[0]}/edit")
+    await expect(visit.page.locator("main")).to_contain_text("only an operator may change this")
+
+    await visit.see("/dead-letters")
+    token = await visit.page.locator("[name=csrf_token]").first.get_attribute("value")
+    async with visit.page.expect_navigation() as went:
+        await visit.page.evaluate(
+            """([root, token, id]) => {
+                const form = document.createElement('form')
+                form.method = 'post'
+                form.action = root + '/dashboard/dead-letters/decide'
+                for (const [name, value] of [['csrf_token', token], ['what', 'discard'], ['id', id]]) {
+                    const field = document.createElement('input')
+                    field.name = name
+                    field.value = value
+                    form.append(field)
+                }
+                document.body.append(form)
+                form.submit()
+            }""",
+            [visit.url, token, str(found[0])],
+        )
+    answer = await went.value
+    assert answer is not None
+    assert answer.status == 403
+    await expect(visit.page.locator("main")).to_contain_text("only an operator may change this")
+    async with await psycopg.AsyncConnection.connect(database_url) as db:
+        row = await (await db.execute("SELECT status FROM email_queue WHERE id = %s", [found[0]])).fetchone()
+    assert row == ("dead_letter",)
+
+
+async def test_an_action_on_a_letter_that_somebody_else_was_faster_with_says_so(
+    visit: Visit, database_url: str
+) -> None:
+    """Retried meanwhile: it is left as it is, from the list and from its page, and an edit sends nothing."""
+    await visit.see("/dead-letters")
+    await visit.log_in()
+    page = visit.page
+    await page.locator("tbody a", has_text="Your order #3000").click()
+    address = page.url.partition("/dashboard")[2]
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
+        await db.execute(
+            "UPDATE email_queue SET status = 'pending', dead_reason = NULL, failed_at = NULL WHERE id = %s",
+            [address.rpartition("/")[2]],
+        )
+        mails = await (await db.execute("SELECT count(*) FROM email_queue")).fetchone()
+        await page.get_by_role("button", name="Discard").click()
+        await expect(page.get_by_role("status")).to_contain_text("1 left as they are")
+        await visit.see(address)
+        await expect(page.locator(".status").first).to_have_text("waiting")
+        await visit.see(f"{address}/edit")
+        await expect(page.locator("main")).to_contain_text("no dead letter")
+        assert await (await db.execute("SELECT count(*) FROM email_queue")).fetchone() == mails
 
 
 async def test_a_form_without_its_token_changes_nothing(visit: Visit) -> None:

@@ -111,5 +111,70 @@ def test_a_note_is_bounded_and_the_trail_is_forgotten_after_a_year(cli: Cli, db:
     assert len(cli("audit", "--json").json[0]["note"]) == NOTE_CHARACTERS_MAX
     db.execute("UPDATE postroom.audit SET at = now() - interval '364 days'")
     assert "entries of the audit trail, retention.audit = 365d: 0 deleted" in cli.ok("cleanup")
-    db.execute("UPDATE postroom.audit SET at = now() - interval '366 days'")
+    db.execute("UPDATE postroom.audit SET at = now() - interval '366 days' WHERE note IS NOT NULL")
     assert "entries of the audit trail, retention.audit = 365d: 1 deleted" in cli.ok("cleanup")
+
+
+def test_a_replay_of_many_events_is_two_entries_and_each_event_says_by_whom(cli: Cli, db: Db) -> None:
+    """One before the first event is touched, one with what became of them; none where nothing was chosen."""
+    db.execute(
+        "INSERT INTO postroom.handlers (app, source, name, events) VALUES ('shop:room', 's', 'ship', '{*}')"
+    )
+    again = ("webhooks", "replay", "--source", "s", "--since", "1h", "--handler", "ship")
+    cli.ok(*again)
+    cli.ok(*again, "--dry-run")
+    assert cli("audit", "--json").json == []
+    db.execute(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, payload, status, handlers_done)
+        SELECT 's', '{}', 'processed', '{ship}' FROM generate_series(1, 1200)
+        """
+    )
+    assert "1,200 events replayed" in cli.ok(*again)
+    ended, begun = cli("audit", "--json").json
+    assert (begun["action"], begun["about"]["state"], begun["about"]["handler"]) == (
+        "webhook.replay",
+        "begun",
+        "ship",
+    )
+    assert (ended["about"]["count"], ended["about"]["state"]) == (1200, "done")
+    told = db.execute("SELECT DISTINCT attempt_log -> -1 ->> 'by' FROM webhook_retry_queue").fetchall()
+    assert told == [(ended["actor"],)]
+
+
+def test_no_command_changes_the_house_without_an_entry(cli: Cli, db: Db) -> None:
+    """What no page does, too: forgetting, cleaning up, another scheduler, a program's handlers."""
+    db.execute(
+        "INSERT INTO postroom.handlers (app, source, name, events) VALUES ('shop:room', 's', 'ship', '{*}')"
+    )
+    cli.ok("cleanup")
+    cli.ok("webhooks", "forget", "shop:room")
+    cli.ok("cron", "use-own")
+    assert [(entry["action"], entry["about"]) for entry in reversed(cli("audit", "--json").json)] == [
+        ("job.run", {"job": "cleanup"}),
+        ("handlers.forget", {"program": "shop:room", "handlers": ["s/ship"]}),
+        ("cron.use", {"scheduler": "postroom"}),
+    ]
+
+
+def test_what_takes_many_steps_does_none_without_its_entry(cli: Cli, db: Db) -> None:
+    """Where the trail refuses, a replay, a cleanup and a program's end have changed nothing."""
+    db.execute(
+        "INSERT INTO postroom.handlers (app, source, name, events) VALUES ('shop:room', 's', 'ship', '{*}')"
+    )
+    db.execute(
+        """
+        INSERT INTO webhook_retry_queue (webhook_type, payload, status, handlers_done, processed_at)
+        VALUES ('s', '{}', 'processed', '{ship}', now() - interval '90 d')
+        """
+    )
+    db.execute("ALTER TABLE postroom.audit ADD CONSTRAINT closed CHECK (false)")
+    for command in (
+        ("webhooks", "replay", "--source", "s", "--since", "1h", "--handler", "ship"),
+        ("webhooks", "forget", "shop:room"),
+        ("cleanup",),
+        ("cron", "use-own"),
+    ):
+        assert cli(*command).code == 1
+    assert db.execute("SELECT status FROM webhook_retry_queue").fetchall() == [("processed",)]
+    assert db.execute("SELECT count(*) FROM postroom.handlers").fetchone() == (1,)

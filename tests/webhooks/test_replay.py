@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from postroom.database.audit import Actor
 from postroom.database.connect import Database
 from postroom.errors import ConfigError
 from postroom.webhooks import replay as replaying
@@ -18,6 +19,7 @@ from postroom.webhooks.source import Handler, Source
 
 SINCE = datetime.now(UTC) - timedelta(days=1)
 
+ADA = Actor("ada@house", "cli")
 SHOP = Handler("shop", ("checkout.*",), sql="public.on_checkout")
 AUDIT = Handler("audit", sql="public.on_any")
 
@@ -74,7 +76,7 @@ async def test_events_that_miss_a_handler_run_again(database: Database) -> None:
         database, "dead", status="dead_letter", attempts=6, dead_reason="exhausted", handlers_done=[]
     )
     await insert(database, "unhandled", handlers_done=[], metadata='{"unhandled": true, "mine": 1}')
-    assert (await replay(database, await select(database, SHOP, AUDIT))).count == 3
+    assert (await replay(database, await select(database, SHOP, AUDIT), ADA)).count == 3
     assert await pending(database) == {"misses audit": ["shop"], "dead": [], "unhandled": []}
     rows = await database.fetch(
         "SELECT DISTINCT attempts, dead_reason, metadata ? 'unhandled' AS unhandled, due_at <= now() AS due "
@@ -88,7 +90,7 @@ async def test_a_named_handler_runs_again_for_the_types_that_it_wants(database: 
     await insert(database, "done", handlers_done=["shop", "audit"])
     await insert(database, "missed too", handlers_done=[])
     await insert(database, "other type", event_type="invoice.paid", handlers_done=[])
-    assert (await replay(database, await select(database, SHOP, AUDIT, handler="shop"))).count == 2
+    assert (await replay(database, await select(database, SHOP, AUDIT, handler="shop"), ADA)).count == 2
     assert await pending(database) == {"done": ["audit"], "missed too": []}
 
 
@@ -108,7 +110,7 @@ async def test_what_was_discarded_is_under_way_or_is_out_of_the_time_is_left_alo
         await insert(database, f"event {place}", handlers_done=[], **columns)
     await insert(database, "at the start", handlers_done=[], created_at=SINCE)
     assert (await preview(database, await select(database, SHOP, AUDIT), 9))[1] == 1
-    assert (await replay(database, await select(database, SHOP, AUDIT))).count == 1
+    assert (await replay(database, await select(database, SHOP, AUDIT), ADA)).count == 1
     assert list(await pending(database)) == ["at the start"]
 
 
@@ -120,9 +122,9 @@ async def test_handlers_of_programs_count_as_those_of_postroom_toml(database: Da
         "INSERT INTO postroom.handlers VALUES ('shop:room', 'stripe', 'mails', '{checkout.paid,x}'), "
         "('shop:room', 'github', 'builds', '{push}')"
     )
-    assert (await replay(database, await select(database, SHOP))).count == 1
+    assert (await replay(database, await select(database, SHOP), ADA)).count == 1
     selection = await select_events(database, sources(SHOP), "github", SINCE, handler="builds")
-    assert (await replay(database, selection)).count == 1
+    assert (await replay(database, selection, ADA)).count == 1
     assert await pending(database) == {"stripe's": ["shop"], "github's": []}
 
 
@@ -176,7 +178,7 @@ async def test_many_events_go_in_batches_and_each_once(
         """
     )
     told: list[int] = []
-    done = await replay(database, await select(database, SHOP, handler="shop"), told.append)
+    done = await replay(database, await select(database, SHOP, handler="shop"), ADA, told.append)
     assert done.count == 250
     assert told[-1] == 250
     assert max(later - before for before, later in pairwise([0, *told])) == 40
@@ -198,7 +200,7 @@ async def test_a_row_that_refuses_its_update_stops_no_other(database: Database) 
         FOR EACH ROW WHEN (OLD.webhook_event_id = 'refuses') EXECUTE FUNCTION refuse()
         """
     )
-    done = await replay(database, await select(database, AUDIT))
+    done = await replay(database, await select(database, AUDIT), ADA)
     assert (done.count, done.refused, done.why) == (2, 1, "not that one")
     assert set(await pending(database)) == {"good", "good too"}
 

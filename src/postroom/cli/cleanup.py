@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.screen import print_json, print_line, progress
 from postroom.errors import PostroomError
 from postroom.wording import count_of
@@ -56,6 +56,7 @@ async def _cleanup(dry_run: bool) -> tuple[list[Cleaned], dict[str, str]]:
     import asyncio
     import signal
 
+    from postroom.database.audit import record_alone
     from postroom.jobs import CLEANUP
     from postroom.queue.policy import read_settings
     from postroom.schedule.cleanup import cleanup
@@ -63,6 +64,8 @@ async def _cleanup(dry_run: bool) -> tuple[list[Cleaned], dict[str, str]]:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with opened_room() as room:
+        if not dry_run:
+            await record_alone(room.database, actor(), "job.run", {"job": "cleanup"})
         settings = {setting.key: setting.value for setting in await read_settings(room.database)}
         with progress("looking") as tell:
             found = await cleanup(room.database, CLEANUP, dry_run=dry_run, stop=stop, report=tell)

@@ -92,16 +92,20 @@ def use_own() -> None:
 
 
 async def _use_pg_cron() -> list[str]:
+    from postroom.database.audit import record_alone
     from postroom.schedule.pg_cron import use_pg_cron
 
     async with opened_room() as room:
+        await record_alone(room.database, actor(), "cron.use", {"scheduler": "pg_cron"})
         return await use_pg_cron(room.database, room.settings.public_url)
 
 
 async def _use_own() -> str:
+    from postroom.database.audit import record_alone
     from postroom.schedule.pg_cron import use_own
 
     async with opened_room() as room:
+        await record_alone(room.database, actor(), "cron.use", {"scheduler": "postroom"})
         return await use_own(room.database)
 
 

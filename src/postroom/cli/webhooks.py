@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postroom.cli.errors import WrongUsage
-from postroom.cli.house import opened_room, run
+from postroom.cli.house import actor, opened_room, run
 from postroom.cli.moments import moment_of
 from postroom.cli.screen import print_facts, print_json, print_line, print_table, progress
 from postroom.errors import ConfigError, PostroomError
@@ -129,7 +129,7 @@ async def _replay(
             _print_preview(chosen, total, json=json)
             return
         with progress("replayed 0") as tell:
-            done = await replay(room.database, selection, lambda count: tell(f"replayed {count:,}"))
+            done = await replay(room.database, selection, actor(), lambda count: tell(f"replayed {count:,}"))
     if json:
         print_json({"dry_run": False, "count": done.count, "refused": done.refused})
     else:
@@ -184,6 +184,7 @@ def reconcile(
 
 
 async def _reconcile(name: str, since: datetime, events: tuple[str, ...], *, json: bool) -> None:
+    from postroom.database.audit import record_alone
     from postroom.settings import load_settings
     from postroom.webhooks.reconcile import reconcile_stripe
     from postroom.webhooks.source_settings import STRIPE, read_sources
@@ -200,6 +201,8 @@ async def _reconcile(name: str, since: datetime, events: tuple[str, ...], *, jso
     api = StripeApi(settings.stripe_api_url, settings.stripe_api_key.get_secret_value())
     with progress("listed 0 events") as tell:
         async with opened_room() as room, api:
+            about = {"source": name, "since": since, "events": events}
+            await record_alone(room.database, actor(), "webhook.reconcile", about)
             found = await reconcile_stripe(
                 room.database,
                 source,
@@ -228,7 +231,7 @@ def forget(
 
 async def _forget(program: str) -> None:
     async with opened_room() as room:
-        forgotten = await room.webhooks.forget_handlers(program)
+        forgotten = await room.webhooks.forget_handlers(program, actor())
         if not forgotten:
             rows = await room.database.fetch("SELECT DISTINCT app FROM postroom.handlers ORDER BY app")
             known = ", ".join(row["app"] for row in rows) or "none"

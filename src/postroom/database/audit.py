@@ -1,7 +1,8 @@
 """
 The audit trail: who did what by hand, and when.
 
-An entry is written in the transaction of what it tells: both are there, or neither. It holds ids, counts and
+An entry is written in the transaction of what it tells: both are there, or neither. What takes many
+transactions has one before its first, so nothing is done that nobody has signed for. It holds ids, counts and
 settings; no bodies, no secrets. `retention.audit` says for how long.
 """
 
@@ -22,12 +23,15 @@ Action = Literal[
     "dead_letter.discard",
     "email.edit",
     "webhook.replay",
+    "webhook.reconcile",
+    "handlers.forget",
     "queue.pause",
     "queue.resume",
     "transport.pause",
     "transport.resume",
     "setting.change",
     "job.run",
+    "cron.use",
     "mailbox.delete",
     "key.create",
     "key.revoke",
@@ -116,6 +120,12 @@ def values_of_entry(
     """What RECORD takes."""
     said = (note or "").replace("\0", "").strip()[:NOTE_CHARACTERS_MAX]
     return [by.name, by.role, action, orjson.dumps(about, default=str).decode(), said or None]
+
+
+async def record_alone(database: Database, by: Actor, action: Action, about: Mapping[str, Any]) -> None:
+    """Write an entry of its own, before or after what takes many transactions."""
+    async with database.transaction() as connection:
+        await record(connection, by, action, about)
 
 
 async def read_audit(

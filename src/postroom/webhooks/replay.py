@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from postroom.database.audit import Actor, record
+from postroom.database.audit import Actor, record, record_alone
 from postroom.database.connect import Database
 from postroom.errors import ConfigError
 from postroom.webhooks.source import Handler, Source
@@ -192,23 +192,31 @@ async def preview(database: Database, selection: Selection, limit: int) -> tuple
 
 
 async def replay(
-    database: Database, selection: Selection, report: Callable[[int], None] = lambda _done: None
+    database: Database, selection: Selection, by: Actor, report: Callable[[int], None] = lambda _done: None
 ) -> Replayed:
     """
     Make these events pending again, oldest first, in batches that each commit.
 
-    One that is handled again meanwhile is not taken twice: they are gone through as they came.
+    One that is handled again meanwhile is not taken twice: they are gone through as they came. Where there
+    are any, the audit trail has two entries: one before the first batch, one with what became of them.
 
     Args:
         report: Takes how many are done so far.
     """
     count, refused, why = 0, 0, None
+    begun = False
     async for ids in _batches(database, selection):
-        done, errors = await _replay_batch(database, ids, selection.handler)
+        if not begun:
+            await record_alone(database, by, "webhook.replay", _about(selection) | {"state": "begun"})
+            begun = True
+        done, errors = await _replay_batch(database, ids, selection.handler, by)
         count += done
         refused += len(errors)
         why = why or next(iter(errors), None)
         report(count)
+    if begun:
+        ended = {"count": count, "refused": refused, "state": "done"}
+        await record_alone(database, by, "webhook.replay", _about(selection) | ended)
     return Replayed(count, refused, why)
 
 
@@ -236,13 +244,22 @@ async def _batches(database: Database, selection: Selection) -> AsyncIterator[li
         after, last = page[-1]["created_at"], page[-1]["id"]
 
 
+def _about(selection: Selection) -> dict[str, Any]:
+    about: dict[str, Any] = {"source": selection.source, "since": selection.since, "until": selection.until}
+    return about | ({"handler": selection.handler} if selection.handler else {})
+
+
 async def _replay_batch(
-    database: Database, ids: Sequence[UUID], handler: str | None
+    database: Database, ids: Sequence[UUID], handler: str | None, by: Actor
 ) -> tuple[int, list[str]]:
     """How many run again, and the errors of rows that refuse their update."""
     try:
         rows = await database.fetch(
-            "SELECT postroom.replay_webhooks($1, $2) AS id", list(ids), handler, deadline_s=_DEADLINE_S
+            "SELECT postroom.replay_webhooks($1, $2, p_by => $3) AS id",
+            list(ids),
+            handler,
+            by.name,
+            deadline_s=_DEADLINE_S,
         )
         return len(rows), []
     except asyncpg.InsufficientPrivilegeError:
@@ -253,7 +270,7 @@ async def _replay_batch(
     # A row's own trigger or constraint refuses: one by one, and the others go on.
     count, errors = 0, []
     for row_id in ids:
-        done, refused = await _replay_batch(database, [row_id], handler)
+        done, refused = await _replay_batch(database, [row_id], handler, by)
         count += done
         errors += refused
     return count, errors

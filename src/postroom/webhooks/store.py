@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from postroom.database.audit import Actor, record
 from postroom.database.connect import Database
 from postroom.database.connection import Connection
 from postroom.errors import NotStarted
@@ -250,9 +251,13 @@ class WebhookStore:
         )
         return {row["source"]: row["apps"] for row in rows}
 
-    async def forget_handlers(self, app: str) -> list[tuple[str, str]]:
+    async def forget_handlers(self, app: str, by: Actor) -> list[tuple[str, str]]:
         """Forget a program that is gone for good; returns its handlers, each (source, name)."""
-        rows = await self._database.fetch("SELECT source, name FROM postroom.forget_handlers($1)", app)
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch("SELECT source, name FROM postroom.forget_handlers($1)", app)
+            if rows:
+                handlers = [f"{row['source']}/{row['name']}" for row in rows]
+                await record(connection, by, "handlers.forget", {"program": app, "handlers": handlers})
         return [(row["source"], row["name"]) for row in rows]
 
     async def finish_handler(
