@@ -105,6 +105,12 @@ POINTS = {
     "cron.resign.after": "Anybody may lead, the process has not ended.",
     "cleanup.batch.before": "Some pages are about to be cleaned up.",
     "cleanup.batch.after": "They are, and nobody here knows that.",
+    # What a person does to many
+    "bulk.begin.before": "An action on a whole group was asked for, and is not written down.",
+    "bulk.begin.after": "It is written down with its entry in the audit trail, and nobody works on it.",
+    "bulk.step.before": "The next thousand are about to be changed.",
+    "bulk.step.inside": "They are changed, with the action's place and count, and nothing is committed.",
+    "bulk.step.after": "It is committed, and nobody here knows that.",
     # Migrations
     "migrate.preflight.after": "What stands in the way was looked for.",
     "migrate.step.before": "A step has its transaction, and has done nothing.",

@@ -264,6 +264,20 @@ CLEANUP_BATCH = _around("FROM postroom.cleanup_emails")
 CLEANUP = {"cleanup.batch.before": CLEANUP_BATCH[0], "cleanup.batch.after": CLEANUP_BATCH[1]}
 """What is old goes, what lives stays, and it may be begun anew."""
 
+_CONTINUE = "FROM postroom.continue_bulk_action"
+BULK_STEP = _around(_CONTINUE)
+
+BULK = {
+    "bulk.begin.before": Point(losses=(Loss("INSERT INTO postroom.bulk_actions"),)),
+    "bulk.begin.after": Point(
+        losses=(Loss("^COMMIT", after=True, within="INSERT INTO postroom.bulk_actions"),)
+    ),
+    "bulk.step.before": BULK_STEP[0],
+    "bulk.step.inside": Point(losses=(*BULK_STEP[1].losses, Loss("^COMMIT", within=_CONTINUE))),
+    "bulk.step.after": Point(losses=(Loss("^COMMIT", after=True, within=_CONTINUE),)),
+}
+"""Whatever breaks off, the action goes on where it was: each letter is decided once, its counts are true."""
+
 MIGRATION = {
     "migrate.preflight.after": Point(),
     "migrate.step.before": Point(

@@ -11,6 +11,7 @@ import pytest
 from postroom import failpoints
 from postroom.failpoints import POINTS, FailpointReached, arm, reach
 from tests.failpoints.table import (
+    BULK,
     CLEANUP,
     EMAIL,
     MIGRATION,
@@ -21,7 +22,7 @@ from tests.failpoints.table import (
     WEBHOOK_DOOR,
 )
 
-TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, SCHEDULER, CLEANUP, MIGRATION)
+TABLES = (EMAIL, WEBHOOK, WEBHOOK_DOOR, QUEUE_DOOR, SEND_DOOR, SCHEDULER, CLEANUP, BULK, MIGRATION)
 SOURCE = Path(__file__).parents[2] / "src" / "postroom"
 
 

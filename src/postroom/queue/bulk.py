@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from postroom.database.audit import Action, Actor, record
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, PostroomError
+from postroom.failpoints import reach
 from postroom.queue.dead_letters import What, count_dead_letters
 from postroom.queue.search import Filters
 from postroom.queue.table import QueueTable
@@ -91,6 +92,7 @@ async def begin(
     asked_at = asked_at or await database.fetchval("SELECT clock_timestamp()")
     total = await count_dead_letters(database, queues, Filters(reason=reason))
     queue = queues[0].name if len(queues) == 1 else None
+    reach("bulk.begin.before")
     async with database.transaction() as connection:
         begun = await connection.fetchval(
             """
@@ -131,6 +133,7 @@ async def begin(
         )
         about = {"bulk": str(action_id), "queue": queue, "reason": reason, "count": total, "state": "begun"}
         await record(connection, by, _ACTIONS[what], _given(about), note)
+    reach("bulk.begin.after")
     return action_id
 
 
@@ -222,6 +225,7 @@ _READ = """
 
 async def _step(database: Database, action_id: UUID, runner: UUID, by: Actor, changed: Changed) -> bool:
     """The next thousand; False where it has ended, for us at least."""
+    reach("bulk.step.before")
     async with database.transaction(deadline_s=_DEADLINE_S) as connection:
         row = await connection.fetchrow(
             "SELECT state, ids, refused_ids, error FROM postroom.continue_bulk_action($1, $2, $3)",
@@ -241,6 +245,8 @@ async def _step(database: Database, action_id: UUID, runner: UUID, by: Actor, ch
                 "state": "done",
             }
             await record(connection, by, _ACTIONS[ended["action"]], _given(about))
+        reach("bulk.step.inside")
+    reach("bulk.step.after")
     changed.done += row["ids"]
     changed.missed |= dict.fromkeys(row["refused_ids"], f"refuses the update: {row['error']}")
     return bool(row["state"] == "goes on")
