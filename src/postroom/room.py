@@ -131,8 +131,9 @@ class Room:
             send_at: Not before this moment; it must have a time zone.
             priority: Higher goes first among what is due.
             max_attempts: 6 where there is none.
-            connection: An asyncpg or psycopg (sync or async) connection: the e-mail is queued in its
-                transaction, which stays the caller's, and goes out if that commits.
+            connection: An asyncpg or psycopg (sync or async) connection, or a session or connection of
+                SQLAlchemy: the e-mail is queued in its transaction, which stays the caller's, and goes out
+                if that commits.
 
         Returns:
             The e-mail's id.

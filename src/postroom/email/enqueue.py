@@ -25,6 +25,7 @@ import orjson
 
 from postroom.database.connect import Database
 from postroom.database.sqlstate import driver_error, sqlstate_of
+from postroom.email import sqlalchemy
 from postroom.email.address import kind_of
 from postroom.email.check import AcceptedEmail, check_email
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
@@ -180,8 +181,9 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
     Queue e-mails in the caller's own transaction: they go out if it commits.
 
     Args:
-        connection: Of asyncpg, or of psycopg 3 (sync or async). A sync one is used in a thread, so that
-            the event loop goes on; the caller must not use it meanwhile.
+        connection: Of asyncpg, or of psycopg 3 (sync or async), or a session or connection of SQLAlchemy (the
+            same). A sync one is used in a thread, so that the event loop goes on; the caller must not use
+            it meanwhile.
 
     Raises:
         InvalidEmail, SchemaError: As enqueue().
@@ -197,12 +199,16 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
             return _in_order(batches, await _run_psycopg_async(psycopg, connection, batches))
         if psycopg is not None and isinstance(connection, psycopg.Connection):
             return _in_order(batches, await asyncio.to_thread(_run_psycopg, psycopg, connection, batches))
+        if sqlalchemy.is_one(connection):
+            return _in_order(batches, await sqlalchemy.run(connection, _STATEMENT, batches))
     except Exception as error:
-        if getattr(error, "sqlstate", None) is None:
+        told = _explained(error, batches)
+        if told is error:
             raise
-        raise _explained(error, batches) from error
+        raise told from error
     raise TypeError(
-        f"connection= takes a connection of asyncpg or psycopg 3, not {type(connection).__qualname__}"
+        "connection= takes a connection of asyncpg or psycopg 3, or a session or connection of SQLAlchemy, "
+        f"not {type(connection).__qualname__}"
     )
 
 
@@ -228,8 +234,8 @@ def enqueue_by(
         with together() if len(batches) > 1 else nullcontext():
             return _in_order(batches, [fetch(_PSYCOPG_SQL, [batch.json]) for batch in batches])
     except Exception as error:
-        told = _explained(driver_error(error), batches)
-        if not isinstance(told, PostroomError):
+        told = _explained(error, batches)
+        if told is error:
             raise
         raise told from error
 
@@ -371,10 +377,10 @@ def _integer(name: str, value: object, least: int) -> int:
     return value
 
 
-def _explained(error: BaseException, batches: Sequence[Batch]) -> BaseException:
-    """What the database says, as an error of ours where it says what to do; else the driver's own."""
+def _explained(error: Exception, batches: Sequence[Batch]) -> Exception:
+    """What the database says, as an error of ours where it says what to do; else the same error."""
     state = sqlstate_of(error)
-    text = str(error).partition("\n")[0]
+    text = str(driver_error(error)).partition("\n")[0]
     if state in ("42883", "42P01", "3F000"):
         return SchemaError(f"the database is not up to date ({text}): run `postroom migrate`")
     if state.startswith("22"):
