@@ -14,6 +14,7 @@ from postroom.http import alerts, emails, health, metrics, webhooks
 from postroom.http.answers import HANDLERS
 from postroom.http.cors import Cors
 from postroom.http.doors import Doors
+from postroom.http.mounted import Mounted
 from postroom.http.outside import Outside
 from postroom.room import Room
 
@@ -22,8 +23,9 @@ def app(room: Room) -> Starlette:
     """
     The HTTP doors as an ASGI application.
 
-    It opens the room where nobody has, and closes it then. It may be mounted in another
-    application: what needs a lifespan is begun at the first request there.
+    It opens the room where nobody has, and closes it then. It may be mounted in another application, below
+    whatever path, which then belongs to POSTROOM_PUBLIC_URL: what needs a lifespan is begun at the first
+    request there, and ends with the room.
 
     Args:
         room: Whose queue the doors lead to.
@@ -40,12 +42,17 @@ def app(room: Room) -> Starlette:
             await site.close()
             await doors.close()
 
-    middleware = [Middleware(Outside), Middleware(Cors), Middleware(webhooks.Door, doors)]
+    middleware = [
+        Middleware(Mounted),
+        Middleware(Outside),
+        Middleware(Cors),
+        Middleware(webhooks.Door, doors),
+    ]
     if room.telemetry is not None:
         from postroom.telemetry.door import TracedDoor
 
         sources = frozenset(doors.sources)
-        middleware.insert(0, Middleware(TracedDoor, telemetry=room.telemetry, sources=sources))
+        middleware.insert(1, Middleware(TracedDoor, telemetry=room.telemetry, sources=sources))
     made = Starlette(
         routes=[
             *webhooks.ROUTES,
