@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,9 +89,12 @@ def test_queued_mails_become_ours_with_all_that_they_say(sent: Sent) -> None:
     assert "taken over by postroom as" in Log.objects.first().message
 
 
-def test_what_cannot_be_taken_over_is_left_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_taken_over_is_left_and_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Attachments, an expiry, a template that fails, a Reply-To of several: post_office goes on with them."""
-    put(attachments={"bill.txt": ContentFile(b"17")})
+    with override_settings(MEDIA_ROOT=str(tmp_path)):
+        put(attachments={"bill.txt": ContentFile(b"17")})
     put("bob@example.com", expires_at=timezone.now() + timedelta(days=1))
     put("cyd@example.com", headers={"Reply-To": "a@example.com, b@example.com"})
     broken = EmailTemplate.objects.create(name="broken", subject="Hi", content="x")

@@ -1,0 +1,12 @@
+"""The shop's addresses."""
+
+from django.contrib import admin
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("orders", views.place),
+    path("orders/<int:order_id>", views.look),
+]
