@@ -114,6 +114,13 @@ def test_a_transport_that_is_down_beside_another_stops_nothing() -> None:
     assert verdict.text.endswith("because: connection refused; mail goes another way.")
 
 
+def test_a_transport_that_another_process_uses_says_nothing_of_the_mail_of_this_house() -> None:
+    """It may be the last way of others."""
+    verdict = judge(_house(paused=[PAUSED], ways=["smtp:other"]))
+    assert verdict.level == "attention"
+    assert verdict.text.endswith("because: connection refused.")
+
+
 def test_a_queue_that_a_person_has_paused_is_said_with_who_and_why_and_is_not_late() -> None:
     """Nothing else is as urgent; its age follows from it."""
     held = Pause("queue", "email", "ada", NOW - timedelta(hours=1), None, "the provider moves")

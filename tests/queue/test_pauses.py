@@ -82,7 +82,8 @@ async def test_what_is_in_flight_ends_and_what_is_not_begun_goes_back(house: Hou
         await asyncio.sleep(1.2)  # longer than a worker's poll
         found = Counter((row["status"], row["attempts"]) for row in await house.rows())
         assert found == {("sent", 1): 4, ("pending", 0): 56}
-        assert await house.database.fetchval("SELECT count(*) = 0 FROM postroom.workers WHERE asleep")
+        # Nobody sleeps, so that no insert calls; and no mark of what has ended is left.
+        await house.until("(SELECT bool_and(NOT asleep AND begun = '{}') FROM postroom.workers)")
 
         await _resume(house)
         await house.until_settled()
@@ -227,3 +228,26 @@ def test_a_transport_is_found_by_its_name_or_by_how_it_alone_begins(said: str, f
         "maildir:/var/mail/b",
     ]
     assert find_transport(known, said) == found
+
+
+async def test_a_worker_that_dies_before_a_pause_is_blamed_after_it_and_for_no_more(house: House) -> None:
+    """Its leases end meanwhile, and nobody takes them; then what had begun counts, and nothing else."""
+    await house.set("lease", "1s")
+    await house.queue(10)
+    dead = house.engine()
+    await dead._register(patient=False)
+    claims = await dead.work.claim(dead.id, 10, None, 0)
+    for claim in claims[:2]:
+        await dead._starts.begin(claim)
+    await _pause(house)
+    async with house.working(house.engine()):
+        await house.until("(SELECT bool_and(due_at < clock_timestamp()) FROM email_queue)")
+        await asyncio.sleep(1.2)  # longer than a worker's poll
+        assert house.recorder.handed_over == []
+        assert {(row["status"], row["lease_no"]) for row in await house.rows()} == {("processing", 1)}
+        await _resume(house)
+        await house.until_settled()
+    counted = {row["id"]: (row["status"], row["attempts"], row["error_count"]) for row in await house.rows()}
+    begun = {claim.id for claim in claims[:2]}
+    assert {counted[row_id] for row_id in begun} == {("sent", 2, 1)}
+    assert {counted[row_id] for row_id in counted.keys() - begun} == {("sent", 1, 0)}

@@ -129,7 +129,10 @@ def _paused(house: House) -> Iterator[Remark]:
         if transport.kind != "transport":
             continue
         path, act = ("/queues", "Resume it") if transport.by_hand else (_list(EMAILS), "What waits")
-        if _no_way_is_left(house):
+        if transport.name not in house.ways:
+            text = f"{transport.name} is {transport.said(house.now)}"
+            yield Remark("attention", text, path, act)
+        elif _no_way_is_left(house):
             text = f"mail does not leave: {transport.name} is {transport.said(house.now)}"
             yield Remark("bad", text, path, act)
         else:

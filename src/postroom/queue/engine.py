@@ -120,6 +120,7 @@ class Engine(Generic[T]):
         self._woken = asyncio.Event()
         self._stopping = False
         self._paused = False
+        self._unmarked = False
         self._pass = Pass()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -282,7 +283,7 @@ class Engine(Generic[T]):
         if (paused_s := self.work.paused_s()) > 0:
             await self._rest_while_paused(paused_s)
             return
-        self._paused = False
+        self._paused = self._unmarked = False
         await self._wait_for_room()
         self._woken.clear()
         if self._stopping:
@@ -300,6 +301,11 @@ class Engine(Generic[T]):
             self._paused = True
         self._woken.clear()
         await self._give_back_buffer(self.work.paused_as())
+        if not self._in_flight and not self._unmarked:
+            # Else the last attempt's mark would say that it is still in flight. Nothing begins meanwhile:
+            # only this loop brings rows.
+            await self.work.begin(self.id, [], list(self._starts.begun.values()))
+            self._unmarked = True
         await self._rest(min(paused_s, POLL_S_MAX))
 
     async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
