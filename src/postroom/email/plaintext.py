@@ -270,8 +270,7 @@ class _Layout:
         tags, texts = _split(html)
         out, open_elements = self._out, self._open
         line, due = texts[0], 2  # line breaks that stand before the next line
-        for tag, text in zip(tags, texts[1:], strict=True):
-            name, breaks, opens, closes, ends, acts, target = tag
+        for (name, breaks, opens, closes, ends, acts, target), text in zip(tags, texts[1:], strict=True):
             if name == "a":
                 line = self._linked(line)
                 if opens:
@@ -284,19 +283,21 @@ class _Layout:
             if opens:
                 while open_elements[-1] in ends:
                     due = max(due, self._leave(open_elements.pop()))
-                if len(open_elements) < _DEPTH_MAX:
-                    open_elements.append(name)
+            elif open_elements[-1] != name:
+                due = max(due, self._end_unclosed(name))
             if breaks > due:
                 due = breaks
-            if acts and opens:
-                due = self._begin(name, due)
-            if closes:
-                if open_elements[-1] != name:
-                    due = max(due, self._end_unclosed(name))
-                if open_elements[-1] == name:
-                    open_elements.pop()
-                    if acts:
-                        self._leave(name)
+            if opens:
+                if acts:
+                    due = self._begin(name, due)
+                if not closes and len(open_elements) < _DEPTH_MAX:
+                    open_elements.append(name)
+                elif acts:
+                    self._leave(name)
+            elif open_elements[-1] == name:
+                open_elements.pop()
+                if acts:
+                    self._leave(name)
         self._put(self._linked(line), due)
         written = "".join(out)
         if _CELL in written:
