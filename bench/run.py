@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 NAMES = (
+    "bulk_action",
     "cleanup",
     "dashboard",
     "email_drain",

@@ -15,6 +15,7 @@ import asyncio
 import base64
 import os
 import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -43,9 +44,12 @@ FAKETIME = (
 )
 MOMENT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 HEIGHT_MAX = 1_500
-"""Of a picture in docs/, in CSS pixels: what is below is more of the same."""
+"""Of a picture in docs/, in CSS pixels."""
 
-QUALITY = 72
+LIST_HEIGHT_MAX = 800
+"""Of a list: what is below is more of the same."""
+
+QUALITY = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,15 @@ PICTURES = (
     Picture("bulk-action", "/dead-letters/actions/{action}"),
     Picture("mailbox", "/mailbox"),
     Picture("caught", f"/mailbox/{CAUGHT}"),
+    Picture("queues", "/queues"),
     Picture("cron", "/cron"),
     Picture("settings", "/settings"),
     Picture("audit", "/audit"),
     Picture("login", "/login"),
 )
+
+
+LISTS = {"/emails", "/webhooks", "/cron"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,7 @@ class House:
 
     url: str
     seeded: Seeded | None
+    database_url: str
 
 
 async def main(look: Path | None, only: str) -> None:
@@ -130,7 +139,8 @@ async def _for_docs(browser: Browser, server: PostgresServer, only: str) -> None
                     await _see(visit, house, one.address)
                     if one.press is not None:
                         await visit.page.get_by_role("button", name=one.press).first.click()
-                    content = await _picture(visit.page, "webp", HEIGHT_MAX)
+                    height_max = LIST_HEIGHT_MAX if one.address in LISTS else HEIGHT_MAX
+                    content = await _picture(visit.page, "webp", height_max)
                     (SHOWN / f"{one.name}.webp").write_bytes(content)
                     print(f"{one.name}: {len(content) / 1024:.0f} KB")
 
@@ -175,7 +185,7 @@ async def _house(server: PostgresServer, name: str) -> AsyncIterator[House]:
         transport = f"smtp://relay.example.com:587 resend://key maildir:{folder / 'mail'}"
         settings = settings_of(url, folder, transport=transport)
         async with Room(**settings) as room, serving(room) as served:
-            yield House(served.url, seeded)
+            yield House(served.url, seeded, url)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         server.drop_database(database)
@@ -185,6 +195,15 @@ def _led(url: str) -> None:
     """A leader is one whose lease has some seconds to go: here they never pass."""
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("UPDATE postroom.cron_leader SET leads_until = clock_timestamp() + interval '6 s'")
+
+
+def _named(url: str) -> None:
+    """What takes the pictures is a process of another number on another machine each time."""
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(
+            "UPDATE postroom.workers SET host = 'mail-1.shop.example', pid = 4004 WHERE host = %s",
+            [socket.gethostname()],
+        )
 
 
 @asynccontextmanager
@@ -202,6 +221,7 @@ async def _visit(browser: Browser, house: House, *, dark: bool, phone: bool) -> 
         await visit.see("/login")
         await visit.log_in()
         await visit.page.wait_for_url("**/dashboard")
+        await asyncio.to_thread(_named, house.database_url)
         yield visit
 
 
