@@ -57,7 +57,7 @@ async def test_any_role_that_may_insert_can_send(sql: Session, database_url: str
 
 
 async def test_any_role_that_may_insert_can_send_on_postgresql_15(debian15_url: str) -> None:
-    """There it is an error to read a sequence that is not yours; the trigger asks first whether it may."""
+    """There it is an error to read a sequence that is not yours; the trigger reads it as its owner."""
     await migrate(debian15_url)
     session = Session(await asyncpg.connect(debian15_url))
     role = f"inserter_{session.pid}"

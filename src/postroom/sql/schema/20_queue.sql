@@ -479,8 +479,11 @@ BEGIN
 END;
 $$;
 
--- wake_on_insert: the trigger that calls the sleepers. Its WHEN asks whether there may be one: looking for him takes 13 us
--- of the 45 of an INSERT, and most are queued while all are at work. Who may not read the sequence looks.
+-- wake_on_insert: the trigger that calls the sleepers, where there may be one: looking for him takes 13 us of the 45 of an
+-- INSERT, and most are queued while all are at work.
+--
+-- It asks that itself: PostgreSQL reads the text of a trigger's WHEN and prepares it anew in each statement: 5.7 us, and
+-- 3.4 in this way.
 --
 -- SECURITY DEFINER, since whoever may insert an e-mail has no right to read postroom.workers; it takes
 -- no argument from its caller but the name of the queue in the trigger's own definition.
@@ -490,8 +493,14 @@ LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = ''
 AS $$
+DECLARE
+    v_sleepers regclass := CASE TG_ARGV[0]
+        WHEN 'email' THEN 'postroom.email_sleepers'::regclass ELSE 'postroom.webhook_sleepers'::regclass
+    END;
 BEGIN
-    PERFORM postroom.wake(TG_ARGV[0]);
+    IF pg_sequence_last_value(v_sleepers) >= date_part('epoch', clock_timestamp()) THEN
+        PERFORM postroom.wake(TG_ARGV[0]);
+    END IF;
     RETURN NULL;
 END;
 $$;
@@ -575,10 +584,6 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
 CREATE OR REPLACE TRIGGER postroom_wake
     AFTER INSERT ON public.email_queue
     FOR EACH STATEMENT
-    WHEN (
-        NOT has_sequence_privilege('postroom.email_sleepers'::regclass, 'SELECT')
-        OR COALESCE(pg_sequence_last_value('postroom.email_sleepers'::regclass), 0) >= extract(EPOCH FROM clock_timestamp())
-    )
     EXECUTE FUNCTION postroom.wake_on_insert('email');
 
 ALTER TABLE public.email_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();
@@ -606,10 +611,6 @@ CREATE OR REPLACE TRIGGER postroom_honour_update
 CREATE OR REPLACE TRIGGER postroom_wake
     AFTER INSERT ON public.webhook_retry_queue
     FOR EACH STATEMENT
-    WHEN (
-        NOT has_sequence_privilege('postroom.webhook_sleepers'::regclass, 'SELECT')
-        OR COALESCE(pg_sequence_last_value('postroom.webhook_sleepers'::regclass), 0) >= extract(EPOCH FROM clock_timestamp())
-    )
     EXECUTE FUNCTION postroom.wake_on_insert('webhook');
 
 ALTER TABLE public.webhook_retry_queue ALTER COLUMN due_at SET DEFAULT clock_timestamp();

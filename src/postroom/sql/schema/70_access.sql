@@ -288,8 +288,6 @@ BEGIN
             EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', v_role);
         END IF;
         EXECUTE format('GRANT SELECT, INSERT ON TABLE public.email_queue TO %I', v_role);
-        -- What an INSERT reads before it looks for sleepers (20_queue.sql).
-        EXECUTE format('GRANT SELECT ON SEQUENCE postroom.email_sleepers TO %I', v_role);
         EXECUTE format(
             'GRANT EXECUTE ON FUNCTION public.enqueue_email(
                 text, text, text, text, text, text, jsonb, text, timestamptz, integer, integer, text, jsonb
