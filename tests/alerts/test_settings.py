@@ -24,6 +24,7 @@ def test_without_a_table_the_rules_are_on_and_nobody_is_told() -> None:
         "oldest_due": 300,
         "failure_rate": 0.2,
         "transport_paused": 120,
+        "paused": 3600,
         "no_worker": 120,
         "cron_silent": 180,
         "snapshot_held": 900,

@@ -74,7 +74,7 @@ def test_a_wrong_key_is_one_line(cli: Cli, stripe: StripeServer, monkeypatch: py
         (["stripe", "--since", "2999-01-01"], "no time lies between --since 2999-01-01 and now"),
         (
             ["stripe", "--since", "then"],
-            "--since 'then' is no time: write ISO 8601, or a span ago such as 2h or 3d",
+            "--since: 'then' is no time: write 2026-11-25, 2026-11-25 10:30, or a span ago such as 2h or 3d",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,13 +23,14 @@ SHOP = "http://shop.example"
 
 
 @pytest.fixture
-async def browser(database_url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def browser(database_url: str, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application of FastAPI's that has postroom at /postroom."""
     room = Room(
         database_url=database_url,
         service_key=KEY,
         webhooks={"stripe": {"secrets": [SECRET]}},
         public_url=f"{SHOP}/postroom",
+        data_dir=tmp_path,
     )
     house = postroom.http.app(room)
 

@@ -38,6 +38,8 @@ IN_MEMORY_BYTES_MIN = 6 * 1024**3
 
 _PR_SET_PDEATHSIG = 1
 
+PORTS_TRIED = 5
+
 
 class PostgresServer:
     """A server under a folder; start, stop and kill it as often as a test needs."""
@@ -105,6 +107,18 @@ class PostgresServer:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError((self.folder / "log").read_text()[-2000:]) from None
                 time.sleep(0.02)
+
+    def start_anywhere(self) -> None:
+        """Start it for the first time; where somebody has taken its port meanwhile, at another one."""
+        for _ in range(PORTS_TRIED):
+            try:
+                self.start()
+                return
+            except AssertionError as error:
+                if "could not create any TCP/IP sockets" not in str(error):
+                    raise
+                self.port = free_port()
+        raise AssertionError(f"{PORTS_TRIED} ports that were free were taken")
 
     def stop(self, signal_number: int = signal.SIGINT) -> None:
         """Stop it: SIGINT is a fast shutdown, SIGQUIT an immediate one, SIGKILL a crash."""
@@ -191,7 +205,7 @@ def running_server(
             programs = Programs(programs_folder, int(programs_folder.parent.name))
         server = PostgresServer(folder, programs, account)
         server.initialise(settings)
-        server.start()
+        server.start_anywhere()
         try:
             yield server
         finally:
