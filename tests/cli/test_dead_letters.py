@@ -47,6 +47,38 @@ def test_reason_is_one_of_ours_or_a_part_of_the_last_error(cli: Cli, db: Db, rea
     assert len(cli("dead-letters", "list", "--reason", reason, "--json").json) == count
 
 
+def test_the_list_is_narrowed_by_a_text_and_a_time(cli: Cli, db: Db) -> None:
+    """As on the dashboard's page, together with a reason; an end that is a day is the end of that day."""
+    old = insert_dead_letter(db, to_email="ada@example.com")
+    db.execute("UPDATE email_queue SET failed_at = '2026-03-01T12:00Z' WHERE id = %s", (old,))
+    new = insert_dead_letter(db, to_email="grace@example.com")
+
+    def found(*options: str) -> list[str]:
+        return [row["id"] for row in cli("dead-letters", "list", "--json", *options).json]
+
+    assert found("--search", "ADA@") == [old]
+    assert found("--since", "1h") == [new]
+    assert found("--since", "2026-02-28", "--until", "2026-03-02") == [old]
+    assert found("--until", "1h", "--reason", "permanent") == [old]
+    assert found("--until", "1h", "--search", "grace@") == []
+    answer = cli("dead-letters", "list", "--limit", "1", "--search", "example.com")
+    assert answer.err == "1 of 2 dead letters; --limit shows more\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--since", "yesterday"], "--since: 'yesterday' is no time: write 2026-11-25, 2026-11-25 10:30,"),
+        (["--since", "1h", "--until", "2h"], "no time lies between --since 1h and --until 2h"),
+    ],
+)
+def test_a_time_that_is_none_is_wrong_usage(bare_cli: Cli, options: list[str], line: str) -> None:
+    """Before any database is asked."""
+    answer = bare_cli("dead-letters", "list", *options)
+    assert answer.code == 2
+    assert answer.error.startswith(line)
+
+
 def test_limit_says_how_many_more_there_are(cli: Cli, db: Db) -> None:
     """On stderr, so that a script's rows stay rows."""
     for _ in range(3):

@@ -25,7 +25,7 @@ BATCH_ROWS = 500
 COUNTED_MAX = 10_000
 """Dead letters of a group beyond this many are not counted, where a page only shows the number."""
 
-ERRORS_OF = 500
+ERRORS_OF = 200
 """A group's most frequent errors are those of its newest dead letters, so many."""
 
 _PARTICULAR = (

@@ -249,9 +249,9 @@ class _Search:
         return wanted + 1
 
     def _pace(self, rows: int, took_s: float) -> None:
-        """No more at once than fits into the time that is left, as far as one can tell."""
+        """No more at once than fit into half of the time that is left: the next rows may be on a disk."""
         left_s = max(self.ends - monotonic(), 0.0)
-        fits = round(rows / max(took_s, 1e-6) * left_s)
+        fits = round(rows / max(took_s, 1e-6) * left_s / 2)
         self.scan_rows = max(min(rows * 4, fits, SCAN_ROWS[1]), SCAN_ROWS[0])
 
     async def _fetch(
