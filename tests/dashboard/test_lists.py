@@ -77,7 +77,7 @@ async def shop(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> Visitor:
 
 
 def _subjects(page: str) -> list[str]:
-    return re.findall(r'<td class="text">(Order [^<]*)</td>', page)
+    return re.findall(r">(Order [^<]*)<", page.partition("<tbody>")[2])
 
 
 def _link(page: str, text: str) -> str:
@@ -93,7 +93,7 @@ def _tab(page: str, text: str) -> str:
 
 
 def _chips(page: str) -> list[str]:
-    found = re.findall(r"Take out the filter </span>(.*?) <span aria-hidden", page)
+    found = re.findall(r"Take out the filter </span>(.*?)&nbsp;<span aria-hidden", page)
     return [html.unescape(re.sub(r"</?b>", "", chip)) for chip in found]
 
 

@@ -48,7 +48,7 @@ _log = log.get_logger()
 
 @page
 async def dead_letters(request: Request) -> Response:
-    """The groups, and a page of all letters or of one group, newest first."""
+    """A page of letters, newest first; with the groups on top of the first page of all."""
     database = site_of(request).room.database
     query = request.query_params
     asked = Asked(request, "/dead-letters", {}, kept=("queue", "reason"))
@@ -68,6 +68,7 @@ async def dead_letters(request: Request) -> Response:
             )
         except InvalidCursor:
             raise Problem(400, "There is no such place in this list: begin at its first page.") from None
+    is_whole = not (asked.is_on or reason or query.get("queue") or after or before)
     group = Filters(reason=reason)
     counts = [
         await count_dead_letters(database, [queue], group, at_most=COUNTED_MAX + 1)
@@ -79,7 +80,7 @@ async def dead_letters(request: Request) -> Response:
         "dead_letters.html",
         status=400 if asked.errors else 200,
         asked=asked,
-        groups=await group_dead_letters(database, QUEUES),
+        groups=await group_dead_letters(database, QUEUES) if is_whole else [],
         found=found,
         is_first=after is before is None,
         goes_back=before is not None,

@@ -28,12 +28,8 @@ COUNTED_MAX = 10_000
 ERRORS_OF = 200
 """A group's most frequent errors are those of its newest dead letters, so many."""
 
-_PARTICULAR = (
-    "[^[:space:]<>(),;:]+@[^[:space:]<>(),;:]+"  # an address
-    "|[0-9a-f]{8}-[0-9a-f-]{27}"
-    "|(?!^)[0-9]{3,}"
-)
-"""What an error says of one row alone."""
+_PARTICULAR = "[^[:space:]<>(),;:]+@[^[:space:]<>(),;:]+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]{4,}"
+"""What an error says of one row alone: an address, an id, a number that is no code of a reply."""
 
 _DEADLINE_S = 60.0
 
@@ -137,7 +133,7 @@ async def group_dead_letters(database: Database, queues: Sequence[QueueTable]) -
     """
     The dead letters of each queue by reason, the largest group first; each group is read from an index.
 
-    Errors that differ in addresses, ids and numbers alone are one; a reply's code is told.
+    Errors that differ in addresses, ids and long numbers alone are one.
     """
     groups: list[Group] = []
     for queue in queues:
