@@ -94,6 +94,34 @@ def test_an_event_becomes_an_order_and_a_receipt(database_url: str, tmp_path: Pa
     assert ask(database_url, "SELECT app FROM postroom.handlers") == "django:tests"
 
 
+def test_a_project_on_psycopg2_handles_events_and_mails(database_url: str, tmp_path: Path) -> None:
+    """Where psycopg 3 is not installed Django takes psycopg2, and so do its handlers and its mail."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['psycopg'] = None")
+    with psycopg.connect(database_url) as db:
+        db.execute(
+            """
+            INSERT INTO webhook_retry_queue (webhook_type, webhook_event_id, payload)
+            VALUES (
+                'stripe', 'evt_1',
+                '{
+                    "type": "checkout.session.completed",
+                    "data": {"object": {"id": "cs_1", "customer_email": "ada@example.com"}}
+                }'
+            )
+            """
+        )
+    where = f"{tmp_path}:{Path(__file__).parents[2]}"
+    done = manage(database_url, tmp_path, "postroom", "worker", "--drain", PYTHONPATH=where)
+    assert "1 webhook event processed" in done.stdout, done.stderr
+    assert "1 e-mail sent" in done.stdout, done.stderr
+    look = (
+        "from django.db import connection; connection.ensure_connection(); print(type(connection.connection))"
+    )
+    shell = manage(database_url, tmp_path, "shell", "-v", "0", "-c", look, PYTHONPATH=where)
+    assert "psycopg2" in shell.stdout, shell.stderr
+    assert ask(database_url, "SELECT stripe_id FROM shop_order") == "cs_1"
+
+
 def test_commands_take_djangos_settings(database_url: str, tmp_path: Path) -> None:
     """`manage.py postroom status` needs no POSTROOM_* variable; Django's own options do not reach it."""
     done = manage(database_url, tmp_path, "postroom", "status", "--json", "--settings=tests.django.settings")
