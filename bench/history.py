@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from statistics import median
 
 from bench.contenders import Postroom
-from bench.old_mails import make_old_mails, queue_mails
+from bench.noop_drain import Rounds, work
+from bench.old_mails import ENQUEUE_MANY, make_old_mails, queue_mails
 from bench.report import Result, spread, versions
 from bench.servers import Sink, create_database, running_postgres, server_version
 from postroom.database.migrate import migrate
 
 QUESTION = "a full queue through SMTP, /metrics and status, with many settled mails beside it and with none"
+WAYS = {"INSERT": Postroom.insert, "enqueue_emails": ENQUEUE_MANY}
+"""How mails come into the queue."""
+
 SCRAPES, SCRAPE_AGAIN_S = 5, 1.2
 """A scrape is answered from memory where the one before is younger than a second."""
 
@@ -38,7 +42,11 @@ def run(*, history: int | None = None, count: int = 10_000, rounds: int = 5) -> 
 
 
 async def _run(history: int, count: int, rounds: int) -> Result:
-    result = Result("history", QUESTION, ["", "mails/s", "of none", "/metrics ms", "highest", "status s"])
+    columns = [
+        *("", "mails/s", "of none", "CPU us a mail: worker", "PostgreSQL", "of none"),
+        *("/metrics ms", "highest", "status s"),
+    ]
+    result = Result("history", QUESTION, columns)
     with running_postgres() as server_url, Sink.running() as sink:
         houses = {
             "no history": await _house(server_url, "empty", sink),
@@ -47,16 +55,17 @@ async def _run(history: int, count: int, rounds: int) -> Result:
         began = time.monotonic()
         await make_old_mails(list(houses.values())[1].database_url, history)
         fill_s = time.monotonic() - began
-        rates: dict[str, list[float]] = {name: [] for name in houses}
-        scrapes: dict[str, list[float]] = {name: [] for name in houses}
+        drained: dict[tuple[str, str], Rounds] = {(way, name): Rounds() for way in WAYS for name in houses}
+        scrapes: dict[str, list[float]] = {}
         status_s: dict[str, float] = {}
         for turn in range(rounds):
-            for name, house in list(houses.items())[:: 1 if turn % 2 else -1]:
-                await queue_mails(house.database_url, house.insert, count)
-                if turn == 0:
-                    scrapes[name] = await asyncio.to_thread(_scrapes_ms, house.database_url)
-                    status_s[name] = await asyncio.to_thread(_status_s, house.database_url)
-                rates[name].append(await _drain(house, count))
+            for way, insert in WAYS.items():
+                for name, house in list(houses.items())[:: 1 if turn % 2 else -1]:
+                    await queue_mails(house.database_url, insert, count)
+                    if name not in scrapes:
+                        scrapes[name] = await asyncio.to_thread(_scrapes_ms, house.database_url)
+                        status_s[name] = await asyncio.to_thread(_status_s, house.database_url)
+                    await _drain(house, count, drained[way, name])
         result.settings = {
             "history": f"{history:,} rows of sent mails, made in {fill_s:.0f} s, vacuumed",
             "queue": f"{count:,} mails of 2 KB of HTML; they wait while /metrics and status are asked",
@@ -65,20 +74,28 @@ async def _run(history: int, count: int, rounds: int) -> Result:
             "PostgreSQL": f"{await server_version(server_url)}, fsync on",
             "versions": versions("postroom", "asyncpg"),
         }
-    none = next(iter(rates.values()))
-    for name, found in rates.items():
+    for (way, name), found in drained.items():
+        none = drained[way, next(iter(houses))]
         result.rows.append(
             [
-                name,
-                spread(found),
-                f"{median(one / other for one, other in zip(found, none, strict=True)):.2f}",
+                f"{way}, {name}",
+                spread(found.rates),
+                f"{_share(found.rates, none.rates):.2f}",
+                f"{median(found.cpu_us):.0f}",
+                f"{median(found.server_cpu_us):.0f}",
+                f"{_share(found.server_cpu_us, none.server_cpu_us):.2f}",
                 f"{median(scrapes[name]):.0f}",
                 f"{max(scrapes[name]):.0f}",
                 f"{status_s[name]:.1f}",
             ]
         )
-        result.measured[name] = {"rates": found, "scrapes_ms": scrapes[name], "status_s": status_s[name]}
+        result.measured[f"{way}, {name}"] = vars(found)
+    result.measured |= {"scrapes_ms": scrapes, "status_s": status_s}
     return result
+
+
+def _share(found: list[float], none: list[float]) -> float:
+    return median(one / other for one, other in zip(found, none, strict=True))
 
 
 async def _house(server_url: str, name: str, sink: Sink) -> Postroom:
@@ -89,16 +106,15 @@ async def _house(server_url: str, name: str, sink: Sink) -> Postroom:
     return house
 
 
-async def _drain(house: Postroom, count: int) -> float:
-    """Give the word, and check that each mail has arrived; mails a second."""
+async def _drain(house: Postroom, count: int, into: Rounds) -> None:
+    """Give the word, and check that each mail has arrived."""
     assert house.sink is not None
     house.sink.reset()
     with house.running("drain") as worker:
-        took_s, _ = await asyncio.to_thread(worker.work)
+        await work(house.database_url, worker, count, into)
     arrived = house.sink.report()
     if arrived["mails"] != count:
         raise RuntimeError(f"of {count} mails {arrived} arrived")
-    return count / took_s
 
 
 def _scrapes_ms(url: str) -> list[float]:

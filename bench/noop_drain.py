@@ -129,7 +129,7 @@ async def drain(contender: Postroom, count: int, into: Rounds) -> None:
     """
     await fill(contender, count, count // 3, mails.short_html(PAYLOAD_BYTES))
     with contender.running("drain") as worker:
-        await _work(contender.database_url, worker, count, into)
+        await work(contender.database_url, worker, count, into)
     if unsent := await contender.unsent():
         raise RuntimeError(f"{contender.name}: of {count} jobs {unsent} are not marked as done")
 
@@ -139,10 +139,11 @@ async def drain_peer(peer: QueuePeer, count: int, into: Rounds) -> None:
     await asyncio.to_thread(peer.fill, count)
     await peer.vacuum()
     with peer.running("drain", count=count) as worker:
-        await _work(peer.database_url, worker, count, into)
+        await work(peer.database_url, worker, count, into)
 
 
-async def _work(database_url: str, worker: Program, count: int, into: Rounds) -> None:
+async def work(database_url: str, worker: Program, count: int, into: Rounds) -> None:
+    """Give a worker the word, and add what it took, also of PostgreSQL's CPU time."""
     connection = await asyncpg.connect(database_url)
     try:
         before_s = server_cpu_s(connection.get_server_pid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,11 @@ from bench import mails
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[Any]
+
+ENQUEUE_MANY = "SELECT enqueue_emails($1::jsonb)"
+"""What Room.send_many and HTTP say; the ids are in the order of time, those of an INSERT are random."""
+
+MAILS_A_CALL = 1_000
 
 _OLD_MAILS = """
     SELECT
@@ -122,17 +128,22 @@ async def queue_mails(url: str, insert: str, count: int) -> None:
     Let the disk come to rest, and put so many mails of 2 KB of HTML into a queue.
 
     In this order: between the two, each page of the primary key that they touch would be logged whole again,
-    and beside ten million rows each mail has one of its own. In life a checkpoint comes every few minutes.
+    and beside ten million rows each mail with a random id has one to itself. In life a checkpoint comes
+    every few minutes.
+
+    Args:
+        insert: Queues one mail: recipient, subject, HTML. Or ENQUEUE_MANY.
     """
+    rows = [(mails.recipient(number, count), mails.subject(number), mails.html()) for number in range(count)]
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("CHECKPOINT", timeout=300)
-        await connection.executemany(
-            insert,
-            [
-                (mails.recipient(number, count), mails.subject(number), mails.html())
-                for number in range(count)
-            ],
-        )
+        if insert != ENQUEUE_MANY:
+            await connection.executemany(insert, rows)
+            return
+        for first in range(0, count, MAILS_A_CALL):
+            names = ("to_email", "subject", "html")
+            batch = [dict(zip(names, row, strict=True)) for row in rows[first : first + MAILS_A_CALL]]
+            await connection.execute(insert, json.dumps(batch))
     finally:
         await connection.close()
