@@ -160,6 +160,7 @@ $$;
 CREATE OR REPLACE FUNCTION postroom.an_email_has_a_place()
 RETURNS boolean
 LANGUAGE plpgsql
+STABLE
 SET search_path = ''
 SET enable_seqscan = off
 SET enable_bitmapscan = off
