@@ -43,7 +43,7 @@ FAKETIME = (
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
 MOMENT = datetime(2026, 11, 25, 12, tzinfo=UTC)
-HEIGHT_MAX = 1_500
+HEIGHT_MAX = 1_600
 """Of a picture in docs/, in CSS pixels."""
 
 LIST_HEIGHT_MAX = 800
@@ -184,7 +184,7 @@ async def _house(server: PostgresServer, name: str) -> AsyncIterator[House]:
     try:
         transport = f"smtp://relay.example.com:587 resend://key maildir:{folder / 'mail'}"
         settings = settings_of(url, folder, transport=transport)
-        async with Room(**settings) as room, serving(room) as served:
+        async with Room(**settings) as room, serving(room, real_transport=True) as served:
             yield House(served.url, seeded, url)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -361,7 +361,7 @@ def _house(db: Any) -> None:
     db.execute(
         """
         INSERT INTO postroom.transports VALUES (
-            'resend://api.resend.com', clock_timestamp() + interval '1 d 40 s',
+            'resend', clock_timestamp() + interval '1 d 40 s',
             '429 Too many requests: daily_quota_exceeded', 4, clock_timestamp()
         )
         """

@@ -93,6 +93,25 @@ async def test_a_session_that_ends_while_a_form_is_open_changes_nothing_and_lead
     await visit.page.wait_for_url("**/dashboard/login*")
 
 
+async def test_the_whole_overview_is_live_and_the_keyboard_stays_where_it_is(
+    visit: Visit, database_url: str
+) -> None:
+    """What stands below the charts, too: an alert turns up there, while a link of that part is in focus."""
+    await visit.see()
+    await visit.log_in()
+    await visit.page.wait_for_url("**/dashboard")
+    house = visit.page.locator("#house")
+    await expect(house).to_contain_text("6 dead letters of e-mail")
+    await house.get_by_role("link", name="Cron").focus()
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
+        await db.execute("UPDATE postroom.alerts SET summary = 'The oldest e-mail waits for 20 min'")
+    await visit.page.evaluate("() => htmx.trigger('#live', 'look')")
+    await expect(house).to_contain_text("The oldest e-mail waits for 20 min")
+    await expect(house).to_have_count(1)
+    await expect(house.get_by_role("link", name="Cron")).to_be_focused()
+    assert visit.errors == []
+
+
 async def test_a_viewer_sees_every_page_and_can_change_nothing(visit: Visit, database_url: str) -> None:
     """No button but the one that logs out, and a form that he makes himself is refused."""
     database = await Database.open(database_url)
