@@ -103,6 +103,27 @@ async def test_a_failure_turns_up_and_is_mended_by_a_person_who_watches(house: O
     assert visit.errors == []
 
 
+async def test_a_queue_is_paused_and_resumed_by_a_person_who_watches(house: Open) -> None:
+    """Mail waits meanwhile, the overview says by whom and why, and what waited leaves after the resume."""
+    page = house.visit.page
+    await house.visit.see("/queues")
+    await house.visit.log_in()
+    await page.get_by_text("Pause the e-mail queue").click()
+    await page.get_by_label("Reason, for whoever asks").first.fill("The template is wrong")
+    await page.get_by_role("button", name="Pause the e-mail queue").click()
+    await expect(page.get_by_role("status")).to_contain_text("E-mail is paused")
+    await house.queue("While it is paused")
+    await house.visit.see()
+    verdict = page.locator("#verdict")
+    await expect(verdict).to_contain_text("No e-mails leave: the queue is paused by service key")
+    await expect(verdict).to_contain_text("because: The template is wrong")
+    assert house.smtp.mails == []
+    await page.get_by_role("link", name="Resume it").click()
+    await page.get_by_role("button", name="Resume the e-mail queue").click()
+    await expect(page.get_by_role("status")).to_contain_text("E-mail is resumed")
+    await house.arrived("While it is paused")
+
+
 async def test_a_mail_to_a_wrong_address_is_mended_and_goes_out(house: Open) -> None:
     """Edit and resend: another mail arrives at the right address, and no dead letter is left."""
     visit, page = house.visit, house.visit.page

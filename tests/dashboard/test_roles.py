@@ -100,7 +100,16 @@ async def test_a_viewer_sees_no_button_that_would_be_refused(stranger: Visitor) 
     """The one that logs out is left."""
     letter = await _dead(stranger)
     await stranger.log_in(await _key(stranger, "viewer"))
-    for path in ("", "/emails", "/dead-letters", f"/emails/{letter}", "/settings", "/cron", "/audit"):
+    for path in (
+        "",
+        "/emails",
+        "/dead-letters",
+        f"/emails/{letter}",
+        "/settings",
+        "/cron",
+        "/queues",
+        "/audit",
+    ):
         forms = re.findall(r'<form[^>]*method="post"[^>]*>.*?</form>', await stranger.page(path), re.DOTALL)
         assert all("<button" not in form or "Log out" in form for form in forms)
     await stranger.log_in(KEY)

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from postroom import Room
+from postroom.database.audit import Actor
 from postroom.email.message import OutgoingEmail
 from postroom.errors import (
     NotStarted,
@@ -19,6 +20,7 @@ from postroom.errors import (
     TransportDown,
     UncertainOutcome,
 )
+from postroom.queue.pauses import pause, resume
 from tests.http.conftest import MAIL, SEND, Served, serving, settings_of
 from tests.support.waiting import until
 
@@ -178,6 +180,25 @@ async def test_a_transport_that_is_down_makes_a_direct_email_a_dead_letter(
             assert set(answer.json()) == {"error", "queue_id"}
         rows = await served.rows()
     assert {(row["status"], row["attempts"], row["error_count"]) for row in rows} == {("dead_letter", 0, 0)}
+
+
+async def test_a_paused_queue_does_not_stop_a_direct_email_and_a_paused_transport_does(
+    served: Served,
+) -> None:
+    """It is not in the queue; and it is refused as by a transport that is down, with who and why."""
+    database, ada = served.room.database, Actor("ada@house", "cli")
+    await pause(database, "queue", "email", by=ada, reason=None, for_s=None)
+    assert (await served.send()).status_code == 200
+    await pause(database, "transport", "recorder", by=ada, reason="the disk is full", for_s=None)
+    await served.room.pauses.look(older_than_s=0)  # as if a second had passed
+    answer = await served.send()
+    assert answer.status_code == 500
+    assert answer.json()["error"] == "recorder is paused by ada@house because: the disk is full"
+    await resume(database, "transport", "recorder", by=ada)
+    await served.room.pauses.look(older_than_s=0)
+    assert (await served.send()).status_code == 200
+    states = Counter((row["status"], row["attempts"], row["error_count"]) for row in await served.rows())
+    assert states == {("sent", 1, 0): 2, ("dead_letter", 0, 0): 1}
 
 
 async def test_a_reached_limit_is_429_and_leaves_no_row(served: Served) -> None:
