@@ -21,11 +21,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from postroom import Room
 from postroom.errors import PermanentFailure
+from postroom.row_ids import new_row_id
 from postroom.telemetry import wanted
-from postroom.telemetry.signals import Telemetry
+from postroom.telemetry.signals import Telemetry, trace_id_of
 from postroom.testing import signed
 from tests.alerts.conftest import open_mailbox
 from tests.http.conftest import serving, settings_of
@@ -174,11 +176,11 @@ async def test_an_event_is_followed_from_the_door_to_its_handler(database_url: s
             assert (await room.webhook_engine().run_pass()).done == 1
             row: UUID = await room.database.fetchval("SELECT id FROM webhook_retry_queue")
     first, again, refused = heard.named("webhook stripe")
-    assert first.context.trace_id == row.int
+    assert first.context.trace_id == trace_id_of(row)
     assert facts(first)["messaging.message.id"] == str(row)
     assert facts(first)["postroom.event_type"] == "charge.failed"
     assert (facts(first)["postroom.duplicate"], facts(again)["postroom.duplicate"]) == (False, True)
-    assert again.context.trace_id != row.int
+    assert again.context.trace_id != trace_id_of(row)
     assert (facts(refused)["http.response.status_code"], refused.status.is_ok) == (400, False)
     assert len(heard.named("webhook unknown")) == 1
     (handled,) = heard.named("handle webhook")
@@ -321,3 +323,12 @@ async def test_what_nobody_asks_for_costs_nothing(database_url: str, tmp_path: P
 def test_opentelemetrys_own_variables_decide(environ: dict[str, str], signals: set[str]) -> None:
     """Both signals, one of them, or none."""
     assert wanted(environ) == signals
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
+def test_a_sampler_takes_its_share_of_events(ratio: float) -> None:
+    """OTEL_TRACES_SAMPLER=traceidratio: of events as of everything else."""
+    sampler = TraceIdRatioBased(ratio)
+    taken = [sampler.should_sample(None, trace_id_of(new_row_id()), "webhook").decision for _ in range(4000)]
+    share = taken.count(Decision.RECORD_AND_SAMPLE) / len(taken)
+    assert ratio - 0.05 < share < ratio + 0.05

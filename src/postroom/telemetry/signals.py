@@ -1,9 +1,9 @@
 """
 The spans and instruments of one process.
 
-An event's trace is told by its row: unless its request came with a traceparent, its trace id is the row's id,
-and its span id the last half of that. So an attempt, which may be made days later by another process, links
-to the intake without a write for it.
+An event's trace is told by its row: unless its request came with a traceparent, its trace id is made of the
+row's id, and its span id is the last half of that. So an attempt, which may be made days later by another
+process, links to the intake without a write for it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ KINDS_MAX = 50
 """Of e-mail, as attributes of metrics; those that come later are `other`."""
 
 _HALF = (1 << 64) - 1
+_VARIANT_SHIFT = 62
+_VARIANT = 0b11 << _VARIANT_SHIFT
 _row: ContextVar[UUID | None] = ContextVar("row", default=None)
 _propagator = TraceContextTextMapPropagator()
 
@@ -141,7 +143,7 @@ class _Ids(RandomIdGenerator):
     def generate_trace_id(self) -> int:
         """See OpenTelemetry."""
         row = _row.get()
-        return super().generate_trace_id() if row is None else row.int
+        return super().generate_trace_id() if row is None else trace_id_of(row)
 
     def generate_span_id(self) -> int:
         """See OpenTelemetry."""
@@ -168,7 +170,17 @@ def link_to(traceparent: str) -> list[Link]:
 
 def link_to_intake(row: UUID) -> list[Link]:
     """A link to the request that brought an event."""
-    return [Link(SpanContext(row.int, _span_id(row), is_remote=True, trace_flags=TraceFlags(1)))]
+    return [Link(SpanContext(trace_id_of(row), _span_id(row), is_remote=True, trace_flags=TraceFlags(1)))]
+
+
+def trace_id_of(row: UUID) -> int:
+    """
+    The row's id, with its last two bits also in the place of its variant's.
+
+    OpenTelemetry's sampler by ratio (TraceIdRatioBased) goes by the low 64 bits, and those of every UUID
+    begin with 10 (RFC 9562, 4.1): a ratio of a half would take none of them, and one of three quarters all.
+    """
+    return row.int & ~_VARIANT | (row.int & 0b11) << _VARIANT_SHIFT
 
 
 def fail(span: Span, why: str) -> None:
@@ -182,7 +194,7 @@ def now_ns() -> int:
 
 
 def _span_id(row: UUID) -> int:
-    return row.int & _HALF or 1
+    return trace_id_of(row) & _HALF or 1
 
 
 @contextmanager
