@@ -1,5 +1,5 @@
 """
-Make docs/reference from the code: `python docs/make_reference.py`, or `make docs`.
+Make docs/reference and the list of decisions from the code: `python docs/make_reference.py`, or `make docs`.
 
 A test holds the pages against what this would write, so that they are never behind.
 """
@@ -47,7 +47,9 @@ def pages() -> dict[Path, str]:
         "sql.md": _sql(),
         "http.md": _http(yaml.safe_load(OPENAPI.read_text())),
     }
-    return {DOCS / "reference" / name: "\n".join(lines) + "\n" for name, lines in made.items()}
+    paths = {DOCS / "reference" / name: lines for name, lines in made.items()}
+    paths[DOCS / "decisions/index.md"] = _decisions()
+    return {path: "\n".join(lines) + "\n" for path, lines in paths.items()}
 
 
 # The command line
@@ -170,6 +172,19 @@ def _split(arguments: str) -> str:
     if len(arguments) < 80:
         return arguments
     return "\n    " + ",\n    ".join(part.strip() for part in arguments.split(",")) + "\n"
+
+
+# Decisions
+
+
+def _decisions() -> Iterator[str]:
+    yield "# Decisions"
+    yield ""
+    yield "What was weighed, what was measured, and what it costs; in the order in which it was decided."
+    yield ""
+    for path in sorted(DOCS.glob("decisions/0*.md")):
+        title = path.read_text().partition("\n")[0].removeprefix("# ")
+        yield f"- [{title}]({path.name})"
 
 
 # HTTP
