@@ -127,7 +127,12 @@ async def test_no_row_stops_another_e_mail_and_each_can_be_explained(
         query = "SELECT bool_and(status = 'sent') FROM email_queue WHERE id = ANY ($1::text[]::uuid[])"
         return bool(await room.database.fetchval(query, plain))
 
+    async def has_ended() -> bool:
+        query = "SELECT status = 'dead_letter' FROM email_queue WHERE id = $1::text::uuid"
+        return bool(await room.database.fetchval(query, hostile["a body of 60 MB"]))
+
     await until(are_sent)
+    await until(has_ended)  # it takes a while to be read, and nothing waits for it
     await asyncio.sleep(0.3)  # a look for what is due next, at least
     stop.set()
     await working
