@@ -51,6 +51,8 @@ def test_html_becomes_text_that_reads_well() -> None:
         ("<script>'<p style=\"display:none\">'</script>a<title/>b", "ab"),
         ("<li><div style='display:none'>a</li><li>b", "  * b"),
         ("<!-- nothing -->", ""),
+        (f"a&#{'9' * 5_000};b&#{'0' * 5_000}67;&#68&#;", "a\ufffdbCD&#;"),
+        (f"<a href='https://a.test/&#{'9' * 5_000};'>x</a>", "x <https://a.test/\ufffd>"),
     ],
 )
 def test_layout(html: str, text: str) -> None:
@@ -78,6 +80,7 @@ def test_layout(html: str, text: str) -> None:
         "<style>" * 100_000,
         "<" * 300 + "<i style=display:none></i>i style=display:none>" * 3_000,
         "&#" * 100_000,
+        ("<a href=http://x>" + "w" * 280) * 80_000,
         '<?xml version="1.0" encoding="utf-16"?><p>x',
         "\ud800<p>",
         "",

@@ -78,6 +78,7 @@ _UNFIT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 _NAME = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
 _ATTRIBUTE = re.compile(r"""([^\s=/]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>][^\s>]*)))?""")
 _REFERENCE = re.compile(r"&[^\s&;]+;")
+_LONG_NUMBER = re.compile(r"&#(?=[0-9])0*+([0-9]{0,9})[0-9]*+")
 _HIDDEN = re.compile(r"(?i)display\s*:\s*none")
 _TARGET = re.compile(r"(?:https?|mailto):\S{1,2000}\Z")
 
@@ -195,7 +196,7 @@ def _read_attributes(token: str) -> dict[str, str]:
     """By their names in lower case; of two with one name the first one counts."""
     found = _ATTRIBUTE.findall(token, len("<a"), len(token) - 1)
     return {
-        name.lower(): _REFERENCE.sub(lambda match: unescape(match[0]), "".join(values))
+        name.lower(): _REFERENCE.sub(lambda match: _unescaped(match[0]), "".join(values))
         for name, *values in reversed(found)
     }
 
@@ -272,7 +273,7 @@ class _Layout:
         line, due = texts[0], 2  # line breaks that stand before the next line
         for (name, breaks, opens, closes, ends, acts, target), text in zip(tags, texts[1:], strict=True):
             if name == "a":
-                line = self._linked(line)
+                line += self._end_link(line)  # in place: a line of many links is not copied for each
                 if opens:
                     self._link = (len(out), len(line), target)
                 line += text
@@ -298,7 +299,7 @@ class _Layout:
                 open_elements.pop()
                 if acts:
                     self._leave(name)
-        self._put(self._linked(line), due)
+        self._put(line + self._end_link(line), due)
         written = "".join(out)
         if _CELL in written:
             written = _aligned(written, self._cell_characters_max)
@@ -364,10 +365,10 @@ class _Layout:
                 break
         return 0
 
-    def _linked(self, line: str) -> str:
-        """The line, with the target of a link that ends here, unless its words end with it."""
+    def _end_link(self, line: str) -> str:
+        """What comes behind the line where a link ends: its target, unless its words end with it."""
         if self._link is None:
-            return line
+            return ""
         (lines, start, target), self._link = self._link, None
         if lines != len(self._out):
             start = 0
@@ -376,8 +377,8 @@ class _Layout:
             words = self._out[-1] if lines != len(self._out) else ""
         target = target.removeprefix("mailto:")
         if not target or words.endswith(target):
-            return line
-        return f"{line} <{target}>" if line else f"<{target}>"
+            return ""
+        return f" <{target}>" if line else f"<{target}>"
 
 
 def _split(html: str) -> tuple[list[_Tag], list[str]]:
@@ -392,8 +393,15 @@ def _split(html: str) -> tuple[list[_Tag], list[str]]:
     tokens[1::2] = [_MARK if tag else "" for tag in found]
     text = "".join(tokens)
     if "&" in text:
-        text = unescape(text)
+        text = _unescaped(text)
     return tags, text.split(_MARK)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return unescape(text)
+    except ValueError:  # int() takes 4,300 digits at most; with nine it is no character either (13.2.5.80)
+        return unescape(_LONG_NUMBER.sub(r"&#0\1", text))
 
 
 def _preformatted(text: str) -> str:
