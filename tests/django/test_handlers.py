@@ -145,6 +145,26 @@ async def test_one_connection_serves_one_event_after_the_other() -> None:
 
 
 @pytest.mark.usefixtures("further")
+async def test_a_connection_that_the_server_dropped_between_two_events_costs_no_attempt() -> None:
+    """After a restart of PostgreSQL the next event gets a new connection, and not a minute's wait."""
+    pids: list[int] = []
+
+    @on("stripe", name="look")
+    def look(_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pids.append(cursor.fetchone()[0])
+
+    async with Room(registry=registry) as room:
+        for number in range(3):
+            done = await deliver(room, "stripe", event(f"cs_{number}", number), attempts=1)
+            assert (done.status, done.last_error) == ("processed", None)
+            for pid in set(pids):
+                await room.database.fetchval("SELECT pg_terminate_backend($1, 10000)", pid)
+    assert len(set(pids)) == 3
+
+
+@pytest.mark.usefixtures("further")
 def test_a_coroutine_function_is_refused() -> None:
     """Django has no transactions in coroutines, so there would be no promise."""
     with pytest.raises(ConfigError, match="write it as a plain function"):

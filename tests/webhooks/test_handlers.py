@@ -402,6 +402,26 @@ async def test_a_connection_that_is_lost_costs_an_attempt_and_no_effect(database
         assert (await shop.row())["status"] == "processed"
 
 
+async def test_an_idle_connection_that_the_server_dropped_costs_no_attempt(database_url: str) -> None:
+    """After a restart of PostgreSQL the next event gets a new connection, and not a minute's wait."""
+    pids: list[int] = []
+    async with open_workshop(database_url) as shop:
+
+        @shop.room.on("stripe", name="sync")
+        def look(event: Event, db: psycopg.Connection[Any]) -> None:
+            pids.append(db.info.backend_pid)
+
+        for event_id in ("evt_1", "evt_2"):
+            await shop.keep(event_id)
+            await shop.run()
+        await shop.room.database.fetchval("SELECT pg_terminate_backend($1, 10000)", pids[-1])
+        await shop.keep("evt_3")
+        await shop.run()
+        row = await shop.row("evt_3")
+    assert (row["status"], row["attempts"], row["error_count"]) == ("processed", 1, 0)
+    assert pids[0] == pids[1] != pids[2]
+
+
 async def test_long_handlers_keep_no_claim_and_no_settle_waiting(database_url: str) -> None:
     """As many as may hold a transaction hold one; others' events are settled meanwhile."""
     release = asyncio.Event()

@@ -13,7 +13,7 @@ from django.db import connections, transaction
 from postroom.database.connect import SERVER_KEEPALIVES
 from postroom.django.conf import alias
 from postroom.errors import ConfigError
-from postroom.webhooks.code import ASK_FOR_KEEPALIVES, is_async
+from postroom.webhooks.code import ASK_FOR_KEEPALIVES, is_async, is_dropped
 from postroom.webhooks.registry import Open, Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +32,9 @@ class OrmTransactions:
         using = alias()
         connection = connections[using]
         try:
+            idle = connection.connection
+            if idle is not None and not connection.in_atomic_block and is_dropped(idle):
+                connection.close()
             self._ask_for_keepalives(connection)
             with transaction.atomic(using, durable=True):
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from postroom.database.connect import SERVER_KEEPALIVES, Database
@@ -147,22 +148,28 @@ class PsycopgTransactions:
     def _connection(self) -> psycopg.Connection[Any]:
         import psycopg
 
-        try:
+        while (idle := self._pop_idle()) is not None:
+            if not is_dropped(idle):
+                return idle
+            idle.close()
+        # Autocommit: nothing is open but the transaction of the handler. No prepared statements: a pooler
+        # in transaction mode knows none.
+        connection = psycopg.connect(
+            self._url,
+            autocommit=True,
+            prepare_threshold=None,
+            connect_timeout=int(CONNECT_S),
+            application_name="postroom handler",
+            **KEEPALIVES,
+        )
+        asked = (list(SERVER_KEEPALIVES), list(SERVER_KEEPALIVES.values()), connection.info.backend_pid)
+        connection.execute(ASK_FOR_KEEPALIVES, asked)
+        return connection
+
+    def _pop_idle(self) -> psycopg.Connection[Any] | None:
+        with suppress(IndexError):  # another thread may take the last one
             return self._idle.pop()
-        except IndexError:
-            # Autocommit: nothing is open but the transaction of the handler. No prepared statements: a pooler
-            # in transaction mode knows none.
-            connection = psycopg.connect(
-                self._url,
-                autocommit=True,
-                prepare_threshold=None,
-                connect_timeout=int(CONNECT_S),
-                application_name="postroom handler",
-                **KEEPALIVES,
-            )
-            asked = (list(SERVER_KEEPALIVES), list(SERVER_KEEPALIVES.values()), connection.info.backend_pid)
-            connection.execute(ASK_FOR_KEEPALIVES, asked)
-            return connection
+        return None
 
     def _take_back(self, connection: psycopg.Connection[Any]) -> None:
         import psycopg
@@ -183,6 +190,21 @@ def _call(function: Function, event: Event, arguments: tuple[object, ...]) -> No
         if inspect.iscoroutine(answer):
             answer.close()
         raise TemporaryFailure("the plain function gave a coroutine: write it as async def")
+
+
+def is_dropped(connection: Any) -> bool:
+    """
+    Whether the server has let go of an idle connection of psycopg (3, 2): a restart, a failover, a time-out.
+
+    A handler that is given one has an attempt counted and waits a minute, though nothing was tried. A server
+    speaks to an idle client to say goodbye; where it says anything else, a connection is made for nothing.
+    """
+    try:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except Exception:  # closed on our side: each driver has its own error
+        return True
 
 
 def is_async(function: Function) -> bool:
