@@ -26,7 +26,7 @@ PROCESS = {
     "port": "Where to listen.",
     "log_format": "Unset: text on a terminal, else json.",
     "log_level": "Lines below it are not written.",
-    "concurrency": "Attempts in flight in one worker, and handlers at once; unset: 100, and 40.",
+    "concurrency": "Attempts in flight in one worker (unset: 100), and handlers at once (unset: 40).",
     "attempt_deadline_s": "How long one attempt may take in all.",
     "smtp.connect_timeout_s": "Until the connection stands.",
     "smtp.greeting_timeout_s": "For the server's greeting.",
