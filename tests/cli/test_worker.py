@@ -65,7 +65,7 @@ def test_a_signal_lets_the_attempt_in_flight_end(programs: Programs, db: Db, num
     assert "Traceback" not in worker.log
 
 
-@pytest.mark.parametrize("queues", ["emails", "", "email,"])
+@pytest.mark.parametrize("queues", ["mails", "", "email,"])
 def test_a_queue_that_is_none_is_wrong_usage(bare_cli: Cli, queues: str) -> None:
     """And the line says which there are."""
     answer = bare_cli("worker", "--queues", queues)

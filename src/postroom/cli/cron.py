@@ -44,7 +44,7 @@ def list_jobs(json: Json = False) -> None:
 
 @app.command("history")
 def history(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One job, by name or number.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One job, by name or number.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many.")] = 20,
     json: Json = False,
 ) -> None:

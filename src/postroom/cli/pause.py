@@ -19,7 +19,7 @@ WHAT = "emails, webhooks, or transport with its name"
 
 What = Annotated[str, typer.Argument(metavar="emails|webhooks|transport", help=f"One of {WHAT}.")]
 Name = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="Of a transport, as `postroom status` shows it.")
+    str | None, typer.Argument(metavar="NAME", help="Of a transport, as `postroom status` shows it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def pause(
     what: What,
     name: Name = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why: shown wherever it is asked.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why: shown wherever it is asked.")] = None,
     span: Annotated[
         str | None, typer.Option("--for", metavar="SPAN", help="Such as 30m: then it ends by itself.")
     ] = None,

@@ -11,6 +11,9 @@ from postroom.cli.errors import WrongUsage
 QUEUES = ("email", "webhooks")
 """The queues that there are workers for."""
 
+_ALSO = {"emails": "email", "webhook": "webhooks"}
+"""What they are called by `postroom pause`, and in the tables."""
+
 App = Annotated[
     str | None,
     typer.Option("--app", metavar="MODULE:ROOM", help="Your program, whose @room.on handlers are run."),
@@ -39,7 +42,7 @@ def worker(
     app: App = None,
 ) -> None:
     """Work on the queues until told to end."""
-    names = [name.strip() for name in queues.split(",")]
+    names = [_ALSO.get(name.strip(), name.strip()) for name in queues.split(",")]
     for name in names:
         if name not in QUEUES:
             raise WrongUsage(f"--queues: there is no queue {name!r}, only {', '.join(QUEUES)}")
