@@ -27,7 +27,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def pause(
     what: What,
     name: Name = None,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why: shown wherever it is asked.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why: shown wherever it is asked.")
+    ] = None,
     span: Annotated[
         str | None, typer.Option("--for", metavar="SPAN", help="Such as 30m: then it ends by itself.")
     ] = None,
