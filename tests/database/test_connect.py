@@ -405,3 +405,18 @@ async def test_closed_pool_refuses_calls(empty_database_url: str) -> None:
     async with opened(empty_database_url, max_size=1) as other:
         count = "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database()"
         await until(lambda: other.fetchval(count))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", "connection refused"),
+        ("localhost:9", "connection refused"),
+        ("nowhere.invalid", "its host is not found"),
+    ],
+)
+async def test_a_server_that_is_not_there_is_told_in_words(address: str, said: str) -> None:
+    """Not in those of the event loop, with an errno and a tuple for each address of the host."""
+    with pytest.raises(DatabaseUnavailable, match=said) as refused:
+        await Database.open(f"postgresql://ada:geheim@{address}/shop")
+    assert "Errno" not in str(refused.value)

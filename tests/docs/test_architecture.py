@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md leads to what is there: a newcomer finds each part in it, and each name of it in the code."""
+"""ARCHITECTURE.md leads to what is there: each part of the package is in it, its names are in the code."""
 
 from __future__ import annotations
 

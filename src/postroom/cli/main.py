@@ -165,7 +165,9 @@ def _told(line: str, code: int) -> int:
 def _told_usage(error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "postroom"
-    message = error.format_message().rstrip(".")
+    message = (
+        error.format_message().rstrip(".").replace("Value error, ", "")
+    )  # Typer's, before each wrong choice
     return _told(f"{message}; see '{command} --help'", WRONG_USAGE)
 
 

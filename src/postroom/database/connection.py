@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
+from errno import ECONNREFUSED
+from socket import gaierror
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -102,6 +104,12 @@ def unavailable(error: Exception, name: str) -> DatabaseUnavailable:
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, TimeoutError):
         text = "no answer in time"
+    elif isinstance(error, gaierror):
+        text = f"its host is not found ({(error.strerror or '').lower()})"
+    elif (
+        isinstance(error, ConnectionRefusedError) or f"[Errno {ECONNREFUSED}]" in text
+    ):  # of several addresses
+        text = "connection refused"
     return DatabaseUnavailable(f"{name}: {text or type(error).__name__}")
 
 
