@@ -13,6 +13,7 @@ from postroom.errors import DatabaseUnavailable, PostroomError
 from postroom.jobs import JobRefused, run_by_name, runnable_jobs
 from postroom.queue.policy import SettingRefused, read_settings, set_setting
 from postroom.schedule.status import read_cron, read_runs
+from postroom.setting_names import POLICY
 
 RUNS_SHOWN = 50
 WAITED_S = 5.0
@@ -40,6 +41,7 @@ async def settings(request: Request) -> Response:
         request,
         "settings.html",
         settings=await read_settings(database),
+        meanings=POLICY,
         notice=notice,
         refused=refused,
         written=written,
