@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -12,6 +12,7 @@ from postroom.database.audit import Actor
 from postroom.email.delivery import Delivery
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import EmailStore
+from postroom.email.transports.base import Start
 from postroom.email.transports.failover import Failover
 from postroom.errors import TransportDown
 from postroom.queue.engine import Engine
@@ -91,6 +92,39 @@ async def test_what_is_in_flight_ends_and_what_is_not_begun_goes_back(house: Hou
         ("sent", 1, 0)
     }
     assert len(house.recorder.handed_over) == 60
+
+
+async def test_what_waits_for_its_turn_when_the_pause_comes_does_not_begin(house: House) -> None:
+    """An attempt that a transport keeps waiting for a connection, or a handler for a slot, has not begun."""
+    let_go = asyncio.Event()
+    asked: list[UUID] = []
+
+    class Busy(Recorder):
+        async def send(self, email: OutgoingEmail, start: Start) -> str:
+            asked.append(email.id)
+            if len(asked) > 1:
+                await let_go.wait()
+            return await super().send(email, start)
+
+    busy = Busy()
+    await house.queue(10)
+    async with house.working(house.engine(busy, concurrency=4)):
+        while len(asked) < 5:
+            await asyncio.sleep(0.01)
+        await _pause(house)
+        await house.until("(SELECT count(*) = 5 FROM email_queue WHERE status = 'pending')")
+        let_go.set()
+        await house.until("(SELECT count(*) = 9 FROM email_queue WHERE status = 'pending')")
+        assert len(busy.handed_over) == 1
+        assert {(row["status"], row["attempts"]) for row in await house.rows()} == {
+            ("sent", 1),
+            ("pending", 0),
+        }
+
+        await _resume(house)
+        await house.until_settled()
+    assert len(busy.handed_over) == 10
+    assert {row["attempts"] for row in await house.rows()} == {1}
 
 
 async def test_a_worker_that_begins_while_its_queue_is_paused_waits_for_the_resume(house: House) -> None:

@@ -25,7 +25,7 @@ from postroom import log
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, NotStarted
 from postroom.failpoints import reach
-from postroom.queue.claim import Claim, Settlement, Work
+from postroom.queue.claim import Claim, Held, Settlement, Work
 from postroom.queue.deadline import Deadline
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.pauses import LOOK_S
@@ -404,7 +404,7 @@ class Engine(Generic[T]):
         try:
             with self._deadline:
                 reach("attempt.before")
-                answer = await self.work.attempt(claim, lambda: self._starts.begin(claim))
+                answer = await self.work.attempt(claim, lambda: self._begin(claim))
                 reach("attempt.after")
             outcome = answer if isinstance(answer, Outcome) else Outcome(Verdict.DONE, answer)
         except NotStarted as error:
@@ -420,6 +420,20 @@ class Engine(Generic[T]):
         except Exception as error:
             outcome = outcome_of(error, started=claim.started)
         return self._ended(claim, outcome, began)
+
+    async def _begin(self, claim: Claim[T]) -> Held:
+        """
+        Its start, unless a person has paused the queue meanwhile: an attempt that waits for a connection or
+        for a slot of handlers has not begun, and may wait for minutes.
+        """
+        if (
+            self._claims
+            and not claim.started
+            and self.work.paused_s() > 0
+            and self.work.paused_as() == "released"
+        ):
+            raise NotStarted(f"the queue {self.work.queue} is paused", held=True)
+        return await self._starts.begin(claim)
 
     def _ended(self, claim: Claim[T], outcome: Outcome, began: float) -> Settlement[T]:
         took_ms = round((monotonic() - began) * 1000)
