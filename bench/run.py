@@ -53,16 +53,23 @@ def main(words: list[str]) -> int:
         return 2
     # As a script we see the folder of this file, and its modules are bench.*.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    took_s = {}
+    took_s: dict[str, float] = {}
+    failed: list[str] = []
     for name in names or NAMES:
         began_s = time.monotonic()
-        result = importlib.import_module(f"bench.{name}").run(**asked.get(name, {}))
-        took_s[name] = time.monotonic() - began_s
+        try:
+            result = importlib.import_module(f"bench.{name}").run(**asked.get(name, {}))
+        except Exception as error:
+            print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
+        finally:
+            took_s[name] = time.monotonic() - began_s
         print(result.text(), flush=True)
         result.save()
     for name, seconds in took_s.items():
-        print(f"{name:<16}{seconds:6.0f} s")
-    return 0
+        print(f"{name:<16}{seconds:6.0f} s{', failed' if name in failed else ''}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
