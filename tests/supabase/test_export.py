@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def test_a_second_export_writes_nothing(tmp_path: Path) -> None:
     """The same release, a year later."""
     assert export_migrations(tmp_path, now=NOW)
     assert export_migrations(tmp_path, now=NOW.replace(year=2027)) == []
+
+
+def test_a_second_export_writes_nothing_in_a_place_without_utf_8(tmp_path: Path) -> None:
+    """Our files are UTF-8, and are read as that: Python's own default is the locale's."""
+    export = (
+        "from pathlib import Path; from postroom.supabase.migrations import export_migrations; "
+        f"export_migrations(Path({str(tmp_path)!r}))"
+    )
+    strictly = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c"]
+    for _ in range(2):
+        subprocess.run([*strictly, export], check=True)
 
 
 def test_what_a_newer_release_brings_comes_after_all_that_is_there(

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom.alerts.store import AlertStore
-from postroom.dashboard.site import page, render, site_of
+from postroom.dashboard.site import TITLES, page, render, site_of
 from postroom.dashboard.verdict import House, judge
 from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
@@ -29,8 +29,6 @@ from postroom.schedule.status import CronStatus, read_cron
 
 WAITED_FOR_MAX = 8
 """Recipients, domains, … whose limit e-mails wait for: those with the longest lines."""
-
-TITLES = {"email": ("E-mail", "/emails"), "webhook": ("Webhooks", "/webhooks")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from postroom import log
-from postroom.dashboard.site import Form, Problem, actor_of, form_of, page, render, session_of, site_of
+from postroom.dashboard.site import (
+    TITLES,
+    Form,
+    Problem,
+    actor_of,
+    form_of,
+    page,
+    render,
+    session_of,
+    site_of,
+)
 from postroom.database.connect import Database
 from postroom.queue.depths import Depths, read_depths
 from postroom.queue.pauses import Kind, Pause, PauseRefused, known_transports, pause, resume, seconds_of
@@ -17,8 +27,6 @@ from postroom.queue.status import WorkerStatus, read_workers
 from postroom.queues import QUEUES
 
 WORKERS_SHOWN = 100
-
-TITLES = {"email": ("E-mail", "/emails"), "webhook": ("Webhooks", "/webhooks")}
 
 _log = log.get_logger()
 

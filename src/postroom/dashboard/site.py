@@ -27,6 +27,9 @@ from postroom.room import Room
 from postroom.version import VERSION
 
 ROOT = "/dashboard"
+TITLES = {"email": ("E-mail", "/emails"), "webhook": ("Webhooks", "/webhooks")}
+"""By queue: what it is called, and where its rows are."""
+
 FORM_BYTES_MAX = 1024 * 1024
 FIELDS_MAX = 2_000
 

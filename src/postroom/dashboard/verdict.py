@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from postroom.dashboard.site import TITLES
 from postroom.queue.depths import Depths
 from postroom.queue.pauses import Pause
 from postroom.queue.status import LimitStatus
@@ -18,7 +19,6 @@ LATE_S = 300.0
 """What is due and has not been attempted for so long is late, as the alert `queue_age` has it."""
 
 Level = Literal["bad", "attention", "good"]
-_PATHS = {"email": "/emails", "webhook": "/webhooks"}
 _START = "start `postroom up` or `postroom worker`"
 
 
@@ -195,7 +195,7 @@ def _waiting(house: House, queue: QueueTable) -> int:
 
 
 def _list(queue: QueueTable) -> str:
-    return f"{_PATHS[queue.name]}?state=waiting"
+    return f"{TITLES[queue.name][1]}?state=waiting"
 
 
 def _count(count: int, queue: QueueTable) -> str:

@@ -49,7 +49,7 @@ def export_migrations(
     known = {_name_of(path): path for path in there}  # of several, the last
     wanted = [(name, text) for name, text in _tables() if name not in known]
     last = list(_functions(app_role, deliver_newer_than))
-    if wanted or any(name not in known or known[name].read_text() != text for name, text in last):
+    if wanted or any(name not in known or _read(known[name]) != text for name, text in last):
         wanted += last
     written = []
     for stamp, (name, text) in zip(_stamps(there, now or datetime.now(UTC)), wanted, strict=False):
@@ -57,6 +57,10 @@ def export_migrations(
         path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _name_of(path: Path) -> str:
