@@ -21,7 +21,7 @@ import pytest
 
 from postroom.database.migrate import migrate
 from postroom.queue.parts import STATES, Part, State, parts_of
-from postroom.queue.search import IN_ORDER, PAGE_ROWS, Filters, page_of
+from postroom.queue.search import PAGE_ROWS, Filters, in_order, page_of
 from postroom.queue.table import QueueTable
 from postroom.queues import QUEUES
 from tests.schema.loaded import RECIPIENT_LIMIT, Amounts, load
@@ -445,6 +445,6 @@ def _page(
     sql = page_of(queues, part, beyond, filters, argument, back=back, hits=PAGE_ROWS + 1)
     # In the order in which they stand there, each as often.
     places = [int(place) - 1 for place in re.findall(r"\$(\d+)", sql)]
-    reader.connection.execute(IN_ORDER)
+    reader.connection.execute(in_order(filters.known_reason))
     statement: LiteralString = re.sub(r"\$\d+", "%s", sql)
     return reader.read(statement, [values[place] for place in places])
