@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 
 from bench.contenders import Postroom
 from bench.noop_drain import Rounds, work
 from bench.old_mails import ENQUEUE_MANY, make_old_mails, queue_mails
 from bench.report import Result, spread, versions
-from bench.servers import Sink, create_database, running_postgres, server_version
+from bench.servers import Sink, create_database, running_postgres, server_version, serving
 from postroom.database.migrate import migrate
 
 QUESTION = "a full queue through SMTP, /metrics and status, with many settled mails beside it and with none"
@@ -118,7 +115,7 @@ async def _drain(house: Postroom, count: int, into: Rounds) -> None:
 
 
 def _scrapes_ms(url: str) -> list[float]:
-    with _serving(url) as address:
+    with serving(url, POSTROOM_SERVICE_KEY="bench") as address:
         found = []
         for _ in range(SCRAPES):
             time.sleep(SCRAPE_AGAIN_S)
@@ -129,31 +126,6 @@ def _scrapes_ms(url: str) -> list[float]:
             if b"postroom_database_up 1" not in text:
                 raise RuntimeError(f"/metrics is not whole: {text[:200]!r}")
     return found
-
-
-@contextmanager
-def _serving(url: str) -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "postroom", "serve"],
-        env={
-            **os.environ,
-            "POSTROOM_DATABASE_URL": url,
-            "POSTROOM_PORT": "0",
-            "POSTROOM_SERVICE_KEY": "bench",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            said = server.stdout.readline()
-            ready = re.fullmatch(r"ready (http://\S+)\n", said)
-            if ready is None:
-                raise RuntimeError(f"the server did not start: {said!r}")
-            yield ready[1]
-        finally:
-            server.terminate()
 
 
 def _status_s(url: str) -> float:
