@@ -56,14 +56,7 @@ async def test_every_page_can_be_read_by_everybody(
     async with full.another() as visit:
         await visit.see(path)
         words = await _words(visit)
-        found = {"light": await _serious(visit)}
-        await visit.page.emulate_media(color_scheme="dark")
-        found["dark"] = await _serious(visit, "color-contrast")
-        await visit.page.set_viewport_size(PHONE)
-        await visit.page.evaluate(NEXT_FRAME)
-        found["phone"] = await _serious(visit)
-        assert found == {"light": [], "dark": [], "phone": []}
-        assert await _too_wide(visit) == []
+        await _is_readable(visit)
         assert [said for said in visit.errors if not said.startswith(REFUSED)] == []
     async with plain.another() as visit:
         await visit.see(path)
@@ -82,14 +75,7 @@ async def test_the_question_before_many_are_changed_can_be_read_by_everybody(
         await button.focus()
         await visit.page.keyboard.press("Enter")
         await visit.page.wait_for_url("**/dead-letters/decide")
-        found = {"light": await _serious(visit)}
-        await visit.page.emulate_media(color_scheme="dark")
-        found["dark"] = await _serious(visit, "color-contrast")
-        await visit.page.set_viewport_size(PHONE)
-        await visit.page.evaluate(NEXT_FRAME)
-        found["phone"] = await _serious(visit)
-        assert found == {"light": [], "dark": [], "phone": []}
-        assert await _too_wide(visit) == []
+        await _is_readable(visit)
         await visit.page.get_by_label("Note").focus()
         await visit.page.keyboard.press("Tab")
         assert await visit.page.locator(":focus").inner_text() in ("Retry 2", "Discard 2")
@@ -108,6 +94,18 @@ async def test_axe_is_no_dummy(furnished: Furnished) -> None:
         await visit.page.evaluate("() => document.querySelector('#q').removeAttribute('placeholder')")
         await visit.page.evaluate("() => { document.querySelector('h1').style.color = '#eee' }")
         assert {"label", "color-contrast"} <= {rule for rule, _ in await _serious(visit)}
+
+
+async def _is_readable(visit: Visit) -> None:
+    """In light, in dark and at a phone's width, where it stays."""
+    found = {"light": await _serious(visit)}
+    await visit.page.emulate_media(color_scheme="dark")
+    found["dark"] = await _serious(visit, "color-contrast")
+    await visit.page.set_viewport_size(PHONE)
+    await visit.page.evaluate(NEXT_FRAME)
+    found["phone"] = await _serious(visit)
+    assert found == {"light": [], "dark": [], "phone": []}
+    assert await _too_wide(visit) == []
 
 
 async def _serious(visit: Visit, *rules: str) -> list[tuple[str, list[str]]]:

@@ -125,9 +125,8 @@ async def test_a_handler_whose_lease_has_passed_on_is_undone(database_url: str) 
         assert await room.database.fetchval("SELECT count(*) FROM email_queue") == 0
 
 
-@pytest.mark.usefixtures("further")
-async def test_one_connection_serves_one_event_after_the_other() -> None:
-    """CONN_MAX_AGE is 0 by default, which would be a new connection for each event."""
+def _pids_of_a_handler() -> list[int]:
+    """Of the connection's server process, one for each event that a handler of ours has had."""
     pids: list[int] = []
 
     @on("stripe", name="look")
@@ -136,6 +135,13 @@ async def test_one_connection_serves_one_event_after_the_other() -> None:
             cursor.execute("SELECT pg_backend_pid()")
             pids.append(cursor.fetchone()[0])
 
+    return pids
+
+
+@pytest.mark.usefixtures("further")
+async def test_one_connection_serves_one_event_after_the_other() -> None:
+    """CONN_MAX_AGE is 0 by default, which would be a new connection for each event."""
+    pids = _pids_of_a_handler()
     async with Room(registry=registry) as room:
         for number in range(12):
             done = await deliver(room, "stripe", event(f"cs_{number}", number))
@@ -147,14 +153,7 @@ async def test_one_connection_serves_one_event_after_the_other() -> None:
 @pytest.mark.usefixtures("further")
 async def test_a_connection_that_the_server_dropped_between_two_events_costs_no_attempt() -> None:
     """After a restart of PostgreSQL the next event gets a new connection, and not a minute's wait."""
-    pids: list[int] = []
-
-    @on("stripe", name="look")
-    def look(_: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            pids.append(cursor.fetchone()[0])
-
+    pids = _pids_of_a_handler()
     async with Room(registry=registry) as room:
         for number in range(3):
             done = await deliver(room, "stripe", event(f"cs_{number}", number), attempts=1)

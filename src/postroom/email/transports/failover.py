@@ -3,8 +3,8 @@ Several transports in order, and the pauses of those that are down.
 
 A transport that is down is left alone for 1 s, then twice as long each time, at most 60 s, or for
 as long as the other side asks; while it is, the next one is tried. One that a person has paused is left alone
-in the same way until that ends. Nothing follows an outcome that
-speaks of the e-mail, and above all not an uncertain one: the e-mail would go out twice.
+in the same way until that ends. Nothing follows an outcome that speaks of the e-mail, and above all not an
+uncertain one: the e-mail would go out twice.
 """
 
 from __future__ import annotations
