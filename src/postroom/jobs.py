@@ -1,4 +1,4 @@
-"""postroom's own jobs, for the scheduler: what each needs of the house, and what it does."""
+"""postroom's own jobs, and the scheduler that runs them: what each needs of the house, and what it does."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from postroom import log
 from postroom.database.audit import Actor
+from postroom.database.connect import DEADLINE_S
 from postroom.errors import PostroomError
 from postroom.queue.engine import Engine, Pass
 from postroom.queue.status import read_workers
 from postroom.schedule.by_hand import run_by_hand
 from postroom.schedule.cleanup import Step, cleanup
 from postroom.schedule.job import Job, Run
-from postroom.schedule.scheduler import run_of
+from postroom.schedule.pg_cron import adopt
+from postroom.schedule.scheduler import Scheduler, run_of
 from postroom.schedule.sql_job import run_sql
 from postroom.schedule.status import JobStatus, read_cron
 from postroom.schedule.store import CronStore
+from postroom.version import VERSION
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
@@ -42,6 +46,27 @@ PASS_S_MAX = 50.0
 
 RECONCILE_OVERLAP = timedelta(minutes=10)
 """How far behind its last success a reconciliation looks again: clocks differ, and lists fill late."""
+
+
+SCHEDULER_CONNECTIONS = 3
+
+_log = log.get_logger()
+
+
+async def scheduler_of(room: Room) -> Scheduler:
+    """
+    What runs the jobs at their times, on connections of its own: a busy house does not hold it up.
+
+    Raises:
+        ConfigError: A source of postroom.toml is wrong.
+    """
+    for line in await adopt(room.database, room.settings.public_url):
+        _log.info("cron.adopted", did=line)
+    database = await room.further_connections(max_size=SCHEDULER_CONNECTIONS, command_timeout_s=DEADLINE_S)
+    url = await room.database_url()
+    return Scheduler(
+        CronStore(database), jobs_of(room), lambda command: run_sql(url, command), version=VERSION
+    )
 
 
 def jobs_of(room: Room) -> list[Job]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from postroom.queue.claim import Work
     from postroom.queue.engine import Engine
     from postroom.queue.pauses import Pauses
-    from postroom.schedule.scheduler import Scheduler
     from postroom.telemetry.signals import Telemetry
     from postroom.webhooks.delivery import Delivery as WebhookDelivery
     from postroom.webhooks.handlers import Handlers
@@ -414,46 +413,34 @@ class Room:
             version=VERSION,
         )
 
-    async def scheduler(self) -> Scheduler:
-        """What runs the jobs at their times, on connections of its own: a busy house does not hold it up."""
-        from postroom import log
+    async def further_connections(self, *, max_size: int, command_timeout_s: float) -> Database:
+        """A pool for work that must neither wait for the others nor hold them up; the room closes it."""
         from postroom.database.connect import Database
-        from postroom.jobs import jobs_of
-        from postroom.schedule.pg_cron import adopt
-        from postroom.schedule.scheduler import Scheduler
-        from postroom.schedule.sql_job import run_sql
-        from postroom.schedule.store import CronStore
 
-        own_log = log.get_logger()
-        url = await self.database_url()
-        for line in await adopt(self.database, self.settings.public_url):
-            own_log.info("cron.adopted", did=line)
-        database = Database(url, listen_url=self.settings.listen_url, max_size=3)
-        self._exit.push_async_callback(database.close)
-        return Scheduler(
-            CronStore(database), jobs_of(self), lambda command: run_sql(url, command), version=VERSION
+        database = Database(
+            await self.database_url(),
+            listen_url=self.settings.listen_url,
+            max_size=max_size,
+            command_timeout_s=command_timeout_s,
         )
+        self._exit.push_async_callback(database.close)
+        return database
 
     async def _made_handlers(self) -> tuple[Handlers, Slots, asyncio.Semaphore]:
-        from postroom.database.connect import Database
         from postroom.webhooks.code import CONNECTIONS_MAX, CodeRunner
         from postroom.webhooks.handlers import Handlers
         from postroom.webhooks.slots import Slots
         from postroom.webhooks.sql import SqlHandler
         from postroom.webhooks.url import UrlRunner
 
-        url = await self.database_url()
         connections = min(CONNECTIONS_MAX, self.settings.concurrency)
-        # Their own connections: long handlers must not keep claims and settles waiting.
-        effects = Database(
-            url,
-            listen_url=self.settings.listen_url,
-            max_size=CONNECTIONS_MAX,
-            command_timeout_s=self.settings.attempt_deadline_s,
+        # Long handlers must not keep claims and settles waiting.
+        effects = await self.further_connections(
+            max_size=CONNECTIONS_MAX, command_timeout_s=self.settings.attempt_deadline_s
         )
-        code = CodeRunner(effects, url)
+        code = CodeRunner(effects, await self.database_url())
         urls = UrlRunner(connections=self.settings.concurrency)
-        for close in (effects.close, code.close, urls.close):
+        for close in (code.close, urls.close):
             self._exit.push_async_callback(close)
         handlers = Handlers(
             self.sources,

@@ -21,7 +21,7 @@ from postroom.alerts.deputy import stand_in
 from postroom.database import embedded
 from postroom.database.audit import Actor
 from postroom.database.migrate import migrate
-from postroom.jobs import jobs_of
+from postroom.jobs import jobs_of, scheduler_of
 from postroom.queue.dead_letters import decide
 from postroom.queue.pauses import pause, resume
 from postroom.queues import EMAILS
@@ -237,7 +237,7 @@ async def test_that_no_scheduler_runs_is_told_by_whoever_stays(database_url: str
         (run,) = await house.room.database.fetch("SELECT status, minute FROM postroom.job_runs")
         assert (run["status"], run["minute"]) == ("succeeded", None)
 
-        scheduler = await house.room.scheduler()
+        scheduler = await scheduler_of(house.room)
         await scheduler.tick()
         await scheduler.settled()
         assert house.hook.told[1:] in ([("alert.over", "cron_silent", "")], [])

@@ -11,18 +11,17 @@ import re
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
+from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
 from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.status import read_limits, read_workers
 from postroom.queue.times import merge_tallies
 from postroom.queues import EMAILS, QUEUES
 from postroom.schedule.health import read_job_health
+from postroom.settings import Settings
 from postroom.wording import count_of, duration
-
-if TYPE_CHECKING:
-    from postroom.room import Room
 
 FAILURE_MINUTES = 10
 FAILURE_ATTEMPTS_MIN = 20
@@ -33,6 +32,18 @@ _STILL_DOWN = "interval '5 minutes'"
 """A transport that is down is tried again each minute; between two tries it is no better."""
 
 Unit = Literal["count", "span", "share"]
+
+
+class House(Protocol):
+    """What a rule may look at; a Room is one."""
+
+    settings: Settings
+
+    @property
+    def database(self) -> Database: ...
+
+    @property
+    def transport_names(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +81,14 @@ class Rule:
     meaning: str
     unit: Unit
     threshold: float
-    look: Callable[[Room, float], Awaitable[list[Found]]]
+    look: Callable[[House, float], Awaitable[list[Found]]]
     advice: str
     command: Callable[[str], str]
 
 
-async def dead_letters(room: Room, threshold: float) -> list[Found]:
+async def dead_letters(house: House, threshold: float) -> list[Found]:
     """Those of the last day, grouped by queue and reason."""
-    rows = await room.database.fetch("SELECT * FROM postroom.arrived_dead_letters()")
+    rows = await house.database.fetch("SELECT * FROM postroom.arrived_dead_letters()")
     return [
         Found(
             f"{row['queue']}/{row['reason']}",
@@ -89,14 +100,14 @@ async def dead_letters(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def oldest_due(room: Room, threshold: float) -> list[Found]:
+async def oldest_due(house: House, threshold: float) -> list[Found]:
     """What could be attempted and is not; a line behind the global limit or a pause is no fault."""
-    row = await room.database.fetchrow(
+    row = await house.database.fetchrow(
         "SELECT postroom.email_due_s() AS email, postroom.webhook_due_s() AS webhook"
     )
     assert row is not None
-    held = {limit.key for limit in await read_limits(room.database, QUEUES) if limit.used == limit.amount}
-    paused = await _paused_queues(room)
+    held = {limit.key for limit in await read_limits(house.database, QUEUES) if limit.used == limit.amount}
+    paused = await _paused_queues(house)
     return [
         Found(queue.name, f"the oldest due {queue.noun} has been due for {duration(row[queue.name])}")
         for queue in QUEUES
@@ -104,18 +115,18 @@ async def oldest_due(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def _paused_queues(room: Room) -> set[str]:
+async def _paused_queues(house: House) -> set[str]:
     """The queues of which nothing is attempted by a person's word: the rule `paused` speaks of them."""
-    by_hand = [pause for pause in await read_pauses(room.database) if pause.by_hand]
+    by_hand = [pause for pause in await read_pauses(house.database) if pause.by_hand]
     queues = {pause.name for pause in by_hand if pause.kind == "queue"}
     transports = {pause.name for pause in by_hand if pause.kind == "transport"}
-    return queues | ({EMAILS.name} if transports and transports.issuperset(room.transport_names) else set())
+    return queues | ({EMAILS.name} if transports and transports.issuperset(house.transport_names) else set())
 
 
-async def failure_rate(room: Room, threshold: float) -> list[Found]:
+async def failure_rate(house: House, threshold: float) -> list[Found]:
     """Of the attempts that ended in the last minutes."""
-    await merge_tallies(room.database)
-    rows = await room.database.fetch(
+    await merge_tallies(house.database)
+    rows = await house.database.fetch(
         """
         SELECT
             one.queue,
@@ -144,9 +155,9 @@ async def failure_rate(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def transport_paused(room: Room, threshold: float) -> list[Found]:
+async def transport_paused(house: House, threshold: float) -> list[Found]:
     """As workers last said; between two tries it is still down."""
-    rows = await room.database.fetch(
+    rows = await house.database.fetch(
         f"""
         SELECT transport.name, transport.reason, transport.failures
         FROM postroom.transports AS transport
@@ -167,20 +178,22 @@ async def transport_paused(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def paused(room: Room, threshold: float) -> list[Found]:
+async def paused(house: House, threshold: float) -> list[Found]:
     """Also with an end: whoever is told of what does not flow is to know why."""
-    now = await room.database.fetchval("SELECT clock_timestamp()")
+    now = await house.database.fetchval("SELECT clock_timestamp()")
     return [
         Found(pause.words, f"{pause.what} is {_fit_for_a_chat_room(pause).said(now)}")
-        for pause in await read_pauses(room.database)
+        for pause in await read_pauses(house.database)
         if pause.since is not None and (now - pause.since).total_seconds() > threshold
     ]
 
 
-async def no_worker(room: Room, threshold: float) -> list[Found]:
+async def no_worker(house: House, threshold: float) -> list[Found]:
     """Of a queue that has ever held a row."""
-    workers = {worker.queue for worker in await read_workers(room.database) if worker.alive and worker.claims}
-    used = await room.database.fetchrow(
+    workers = {
+        worker.queue for worker in await read_workers(house.database) if worker.alive and worker.claims
+    }
+    used = await house.database.fetchrow(
         """
         SELECT
             EXISTS (SELECT FROM public.email_queue) AS email,
@@ -195,9 +208,9 @@ async def no_worker(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def cron_silent(room: Room, threshold: float) -> list[Found]:
+async def cron_silent(house: House, threshold: float) -> list[Found]:
     """A job that is due and that nobody begins: neither our scheduler nor pg_cron."""
-    overdue = [job for job in await read_job_health(room.database) if job.overdue_s > threshold]
+    overdue = [job for job in await read_job_health(house.database) if job.overdue_s > threshold]
     if not overdue:
         return []
     worst = max(overdue, key=lambda job: job.overdue_s)
@@ -209,20 +222,20 @@ async def cron_silent(room: Room, threshold: float) -> list[Found]:
     ]
 
 
-async def snapshot_held(room: Room, threshold: float) -> list[Found]:
+async def snapshot_held(house: House, threshold: float) -> list[Found]:
     """The oldest holder alone: the others follow when it is gone."""
-    holders = await read_snapshot_holders(room.database, older_than_s=threshold, count_max=1)
+    holders = await read_snapshot_holders(house.database, older_than_s=threshold, count_max=1)
     return [
         Found("", f"an old snapshot keeps dead rows from being removed: {holder}; {holder.advice}")
         for holder in holders
     ]
 
 
-async def disk(room: Room, threshold: float) -> list[Found]:
+async def disk(house: House, threshold: float) -> list[Found]:
     """Of the embedded database alone: other servers have their own watch."""
-    if room.settings.database_url is not None:
+    if house.settings.database_url is not None:
         return []
-    usage = shutil.disk_usage(room.settings.data_dir)
+    usage = shutil.disk_usage(house.settings.data_dir)
     if usage.free >= threshold * usage.total:
         return []
     free = f"{usage.free / 2**30:,.1f} GiB of {usage.total / 2**30:,.1f}"
@@ -332,6 +345,6 @@ RULES = {
 
 
 def _without_addresses(text: str | None) -> str:
-    """What a server said, in a line: whom a mail was for is nothing for a chat room."""
+    """What a server said, in a line: whom a mail was for is nothing for a chat house."""
     shown = re.sub(r"[^\s<>@\"'(),;:]+@(?=\w)", "…@", " ".join((text or "no error").split()))
     return shown if len(shown) <= 200 else f"{shown[:200]}…"

@@ -6,13 +6,7 @@ from typing import Annotated
 
 import typer
 
-from postroom.cli.errors import WrongUsage
-
-QUEUES = ("email", "webhooks")
-"""The queues that there are workers for."""
-
-_ALSO = {"emails": "email", "webhook": "webhooks"}
-"""What they are called by `postroom pause`, and in the tables."""
+from postroom.cli.queue_names import QUEUES, queues_of
 
 App = Annotated[
     str | None,
@@ -42,13 +36,10 @@ def worker(
     app: App = None,
 ) -> None:
     """Work on the queues until told to end."""
-    names = [_ALSO.get(name.strip(), name.strip()) for name in queues.split(",")]
-    for name in names:
-        if name not in QUEUES:
-            raise WrongUsage(f"--queues: there is no queue {name!r}, only {', '.join(QUEUES)}")
+    names = queues_of("--queues", queues)
     from postroom.cli import staying
 
-    staying.stay((staying.Drain if drain else staying.Work)(frozenset(names)), app)
+    staying.stay((staying.Drain if drain else staying.Work)(names), app)
 
 
 def scheduler(app: App = None) -> None:

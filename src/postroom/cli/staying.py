@@ -14,10 +14,11 @@ from postroom import log
 from postroom.alerts.deputy import stand_in
 from postroom.cli.garbage import collect_seldom, return_large_pieces
 from postroom.cli.house import fit_schema
-from postroom.cli.running import QUEUES
+from postroom.cli.queue_names import QUEUES
 from postroom.cli.screen import print_line
 from postroom.database.migrate import migrate
 from postroom.errors import ConfigError, PostroomError
+from postroom.jobs import scheduler_of
 from postroom.room import Room
 from postroom.settings import unknown_variables
 from postroom.telemetry import from_environment
@@ -107,7 +108,7 @@ async def schedule(staying: Staying) -> None:
     """The scheduler alone."""
     check_alerts(staying.room)
     if await staying.opened():
-        scheduler = await staying.room.scheduler()
+        scheduler = await scheduler_of(staying.room)
         await staying.run_together(scheduler.run(staying.stop))
 
 
@@ -278,5 +279,5 @@ async def _work_when(ready: asyncio.Event, staying: Staying) -> None:
     await staying.unless_stopped(ready.wait())
     if not staying.stop.is_set():
         workers = await _workers(staying, QUEUES)
-        scheduler = await staying.room.scheduler()
+        scheduler = await scheduler_of(staying.room)
         await asyncio.gather(*workers, scheduler.run(staying.stop))
