@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -38,9 +39,34 @@ async def _resume(house: House, kind: str = "queue", name: str = "email") -> Non
     assert await resume(house.database, "queue" if kind == "queue" else "transport", name, by=ADA)
 
 
-def _over(house: House, *recorders: Recorder) -> Engine[OutgoingEmail]:
+def _over(house: House, *recorders: Recorder, **options: Any) -> Engine[OutgoingEmail]:
     store = EmailStore(house.database, sender="shop@example.com")
-    return Engine(Delivery(store, Failover(recorders), Pauses(house.database)), house.database)
+    return Engine(Delivery(store, Failover(recorders), Pauses(house.database)), house.database, **options)
+
+
+async def _states(house: House) -> set[tuple[str, int]]:
+    return {(row["status"], row["attempts"]) for row in await house.rows()}
+
+
+class Busy(Recorder):
+    """Takes one e-mail at once; the others wait for a connection until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__("busy")
+        self.let_go = asyncio.Event()
+        self._asked = 0
+
+    async def send(self, email: OutgoingEmail, start: Start) -> str:
+        self._asked += 1
+        if self._asked > 1:
+            await self.let_go.wait()
+        return await super().send(email, start)
+
+    async def until_asked(self, emails: int) -> None:
+        """Wait until it was asked to take so many."""
+        async with asyncio.timeout(20):
+            while self._asked < emails:
+                await asyncio.sleep(0.01)
 
 
 async def test_nothing_of_a_paused_queue_is_claimed_by_anybody(house: House) -> None:
@@ -96,35 +122,62 @@ async def test_what_is_in_flight_ends_and_what_is_not_begun_goes_back(house: Hou
 
 async def test_what_waits_for_its_turn_when_the_pause_comes_does_not_begin(house: House) -> None:
     """An attempt that a transport keeps waiting for a connection, or a handler for a slot, has not begun."""
-    let_go = asyncio.Event()
-    asked: list[UUID] = []
-
-    class Busy(Recorder):
-        async def send(self, email: OutgoingEmail, start: Start) -> str:
-            asked.append(email.id)
-            if len(asked) > 1:
-                await let_go.wait()
-            return await super().send(email, start)
-
     busy = Busy()
     await house.queue(10)
     async with house.working(house.engine(busy, concurrency=4)):
-        while len(asked) < 5:
-            await asyncio.sleep(0.01)
+        await busy.until_asked(5)
         await _pause(house)
         await house.until("(SELECT count(*) = 5 FROM email_queue WHERE status = 'pending')")
-        let_go.set()
+        busy.let_go.set()
         await house.until("(SELECT count(*) = 9 FROM email_queue WHERE status = 'pending')")
         assert len(busy.handed_over) == 1
-        assert {(row["status"], row["attempts"]) for row in await house.rows()} == {
-            ("sent", 1),
-            ("pending", 0),
-        }
+        assert await _states(house) == {("sent", 1), ("pending", 0)}
 
         await _resume(house)
         await house.until_settled()
     assert len(busy.handed_over) == 10
     assert {row["attempts"] for row in await house.rows()} == {1}
+
+
+async def test_what_waits_for_a_transport_that_is_paused_meanwhile_goes_back_unattempted(
+    house: House,
+) -> None:
+    """What has no connection yet has not begun: nothing is counted, and after the resume it goes out."""
+    busy = Busy()
+    await house.queue(10)
+    async with house.working(_over(house, busy, concurrency=4)):
+        await busy.until_asked(5)
+        await _pause(house, "transport", "busy")
+        await house.until("(SELECT count(*) = 5 FROM email_queue WHERE status = 'pending')")
+        busy.let_go.set()
+        await house.until("(SELECT count(*) = 9 FROM email_queue WHERE status = 'pending')")
+        assert len(busy.handed_over) == 1
+        assert await _states(house) == {("sent", 1), ("pending", 0)}
+
+        await _resume(house, "transport", "busy")
+        await house.until_settled()
+    assert len(busy.handed_over) == 10
+    assert {(row["attempts"], row["error_count"]) for row in await house.rows()} == {(1, 0)}
+
+
+async def test_what_waits_for_a_transport_that_is_paused_meanwhile_goes_by_the_next_one(
+    house: House,
+) -> None:
+    """As mail does that comes after the pause."""
+    busy, other = Busy(), Recorder("other")
+    await house.queue(10)
+    engine = _over(house, busy, other, concurrency=4)
+    assert isinstance(engine.work, Delivery)
+    async with house.working(engine):
+        await busy.until_asked(5)
+        await _pause(house, "transport", "busy")
+        async with asyncio.timeout(20):
+            while not engine.work.transport.pauses():
+                await asyncio.sleep(0.01)
+        busy.let_go.set()
+        await house.until_settled()
+    assert (len(busy.handed_over), len(other.handed_over)) == (1, 9)
+    assert {(row["attempts"], row["error_count"]) for row in await house.rows()} == {(1, 0)}
 
 
 async def test_a_worker_that_begins_while_its_queue_is_paused_waits_for_the_resume(house: House) -> None:

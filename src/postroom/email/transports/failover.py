@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from time import monotonic
 
 from postroom.email.message import OutgoingEmail
-from postroom.email.transports.base import Start, Transport
+from postroom.email.transports.base import Held, Start, Transport
 from postroom.email.transports.said import without_body
-from postroom.errors import SendError, TransportDown
+from postroom.errors import NotStarted, SendError, TransportDown
 
 PAUSE_S_MIN = 1.0
 PAUSE_S_MAX = 60.0
@@ -27,7 +27,7 @@ OnChange = Callable[[str, float | None, str | None, int], None]
 
 OnRoute = Callable[[str], None]
 
-Held = Callable[[str], "Pause | None"]
+PausedByHand = Callable[[str], "Pause | None"]
 """The pause of a transport, by its name, that a person has asked for."""
 
 
@@ -78,7 +78,7 @@ class Failover:
             raise ValueError("a Failover needs a transport")
         self.name = ", ".join(transport.name for transport in transports)
         self.on_change = on_change
-        self.held: Held = _held_by_nobody
+        self.held: PausedByHand = _held_by_nobody
         self.transports = tuple(transports)
         self._pauses: dict[Transport, Pause] = {}
         self._paused_at: dict[Transport, float] = {}
@@ -102,7 +102,9 @@ class Failover:
             if on_route is not None:
                 on_route(transport.name)
             try:
-                reply = await transport.send(email, start)
+                reply = await transport.send(email, self._unless_paused(transport, start))
+            except _PausedMeanwhile:
+                continue
             except SendError as error:
                 error.text = without_body(error.text, email)
                 error.args = (error.text,)
@@ -132,6 +134,17 @@ class Failover:
         """The transports that are paused, or were down and have not proved to be up since, in their order."""
         pauses = [self._pause_of(each) for each in self.transports]
         return [pause for pause in pauses if pause is not None]
+
+    def _unless_paused(self, transport: Transport, start: Start) -> Start:
+        """What waits for a connection has not begun, and may wait for minutes: a person can stop it."""
+
+        async def begin() -> Held | None:
+            held = self.held(transport.name)
+            if held is not None and held.left_s > 0:
+                raise _PausedMeanwhile(f"{transport.name} is {held.said}", held=True)
+            return await start()
+
+        return begin
 
     def _pause_of(self, transport: Transport) -> Pause | None:
         """By a person's word first; it says nothing of whether the transport is up."""
@@ -179,6 +192,10 @@ class Failover:
         reasons = [f"{pause.name} is {pause.reason}" if pause.by_hand else pause.reason for pause in pauses]
         left_s = min((pause.left_s for pause in pauses), default=PAUSE_S_MIN)
         return TransportDown("; ".join(reasons), retry_after_s=min(left_s, PAUSE_S_MAX))
+
+
+class _PausedMeanwhile(NotStarted):
+    """A person has paused the transport while the e-mail waited for its turn there."""
 
 
 def _held_by_nobody(_: str) -> Pause | None:
