@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from html import unescape
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
@@ -50,6 +54,11 @@ def dead(to: str = "ada@example.com", subject: str = "Hi") -> UUID:
 def text(answer: Any) -> str:
     assert answer.status_code == 200, answer
     return str(answer.content.decode())
+
+
+def errors(page: str) -> list[str]:
+    """What a page says in red."""
+    return [unescape(found) for found in re.findall(r'<li class="error">(.*?)</li>', page)]
 
 
 def test_dead_letters_come_first_and_each_list_is_a_link() -> None:
@@ -124,6 +133,91 @@ def test_a_row_that_refuses_its_update_stops_no_other() -> None:
     page = text(browser.post(EMAILS, {"action": "retry", "_selected_action": ids}, follow=True))
     assert "1 e-mail due again." in page
     assert f"{ids[1]}: not bob" in page
+
+
+class Interference:
+    """Does something before the statements that retry dead letters; counts those that got as far as here."""
+
+    def __init__(self, before: Callable[[Any], object]) -> None:
+        self.statements = 0
+        self._before = before
+
+    def __call__(self, execute: Any, sql: str, values: Any, many: bool, context: Any) -> Any:
+        if "retry_dead" in sql:
+            self.statements += 1
+            self._before(values)
+        return execute(sql, values, many, context)
+
+
+@pytest.mark.parametrize("atomic_requests", [False, True])
+def test_a_database_that_is_lost_in_the_middle_is_one_message(
+    database_url: str, atomic_requests: bool
+) -> None:
+    """500 are due again, the server goes: nothing is asked row by row, and the page says what is known."""
+    with connection.cursor() as cursor:
+        pid = cursor.connection.info.backend_pid
+    run(
+        """
+        INSERT INTO email_queue (to_email, subject, html, status, dead_reason, failed_at)
+        SELECT 'u' || n || '@example.com', 'Hi', 'x', 'dead_letter', 'permanent', now()
+        FROM generate_series(1, 600) AS n
+        """
+    )
+    browser = client("view_queuedemail", "decide_queuedemail")
+
+    def kill(_: Any) -> None:
+        if killer.statements == 2:
+            with psycopg.connect(database_url, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+
+    killer = Interference(kill)
+    asked = {"action": "retry", "_selected_action": [str(row.pk) for row in QueuedEmail.objects.all()]}
+    connection.settings_dict["ATOMIC_REQUESTS"] = atomic_requests
+    try:
+        with connection.execute_wrapper(killer):
+            answer = browser.post(EMAILS, asked)
+    finally:
+        connection.settings_dict["ATOMIC_REQUESTS"] = False
+    assert killer.statements == 2
+    assert answer.status_code == 302
+    page = text(browser.get(EMAILS))
+    done = 0 if atomic_requests else 500
+    (error,) = errors(page)
+    assert error.startswith("The database was lost (terminating connection due to administrator command). ")
+    assert error.endswith(f" {600 - done} e-mails may be as before: look at the list, and repeat it.")
+    assert ("500 e-mails due again." in page) == (not atomic_requests)
+    assert run("SELECT count(*) FROM email_queue WHERE status = 'pending'") == [(done,)]
+
+
+def test_a_row_that_somebody_holds_stops_no_other(database_url: str) -> None:
+    """Django's lock_timeout is an OperationalError as a lost server is; here it speaks of one row."""
+    ids = [dead(), dead("bob@example.com")]
+    run("SET lock_timeout = '100ms'")
+    browser = client("view_queuedemail", "decide_queuedemail")
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT FROM email_queue WHERE id = %s FOR UPDATE", [ids[1]])
+        page = text(browser.post(EMAILS, {"action": "retry", "_selected_action": ids}, follow=True))
+    assert "1 e-mail due again." in page
+    assert f"{ids[1]}: canceling statement due to lock timeout" in page
+
+
+def test_a_role_that_may_not_decide_is_one_message() -> None:
+    """Where Django's role lacks the right, no row is blamed for it."""
+    ids = [dead(), dead("bob@example.com")]
+    browser = client("view_queuedemail", "decide_queuedemail")
+    role = f"reader_{uuid4().hex}"
+    become_reader = Interference(lambda _: run(f"SET ROLE {role}"))
+    run(f"CREATE ROLE {role}")
+    try:
+        with connection.execute_wrapper(become_reader):
+            browser.post(EMAILS, {"action": "retry", "_selected_action": ids})
+        run("RESET ROLE")
+        page = text(browser.get(EMAILS))
+        (error,) = errors(page)
+        assert error.startswith("The database's role may not do that (permission denied for ")
+        assert become_reader.statements == 1
+    finally:
+        run(f"RESET ROLE; DROP ROLE {role}")
 
 
 def test_who_may_only_look_decides_nothing() -> None:

@@ -35,6 +35,8 @@ COUNTED_MAX = 10_000
 SEARCHED_MAX = 20_000
 DECIDED_MAX = 10_000
 """Rows that one action acts on; for more there is `postroom dead-letters retry --all`."""
+REFUSED_MAX = 10
+"""Rows that are named one by one, of those that refuse."""
 
 # As the index of claims has it.
 _DUE = RawSQL("COALESCE(due_at, next_retry_at, '-infinity'::timestamptz)", [])
@@ -180,14 +182,19 @@ class QueueAdmin(admin.ModelAdmin):
         ids = list(queryset.order_by().values_list("pk", flat=True)[:DECIDED_MAX])
         by = Actor(f"{request.user.get_username()} (Django)", "operator")
         decided = decide(self.queue, what, ids, by, request.POST.get("note", ""))
-        rows = count_of(decided.done, self.queue.noun)
-        self.message_user(
-            request, f"{rows} {became}.", messages.SUCCESS if decided.done else messages.WARNING
-        )
-        if missed := len(ids) - decided.done - len(decided.refused):
-            self.message_user(request, f"{missed:,} are no dead letters (any more).", messages.WARNING)
-        for line in decided.refused[:10]:
-            self.message_user(request, f"Refused by its own trigger: {line}", messages.ERROR)
+        others = len(ids) - decided.done - len(decided.refused)
+        if decided.done or not decided.stopped:
+            said = f"{count_of(decided.done, self.queue.noun)} {became}."
+            self.message_user(request, said, messages.SUCCESS if decided.done else messages.WARNING)
+        if decided.stopped:
+            left = f"{count_of(others, self.queue.noun)} may be as before: look at the list, and repeat it."
+            self.message_user(request, f"{decided.stopped}. {left}", messages.ERROR)
+        elif others:
+            self.message_user(request, f"{others:,} are no dead letters (any more).", messages.WARNING)
+        for line in decided.refused[:REFUSED_MAX]:
+            self.message_user(request, f"Refuses its update: {line}", messages.ERROR)
+        if (further := len(decided.refused) - REFUSED_MAX) > 0:
+            self.message_user(request, f"{further:,} more refuse theirs.", messages.ERROR)
 
 
 @admin.register(QueuedEmail)
