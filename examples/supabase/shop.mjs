@@ -12,13 +12,15 @@ const { SUPABASE_URL, SUPABASE_SECRET_KEY, SHOP_HOOK_SECRET, PORT = "3000" } = p
 
 const supabase = createClient(SUPABASE_URL, SUPABASE_SECRET_KEY, {
   auth: { persistSession: false, autoRefreshToken: false },
-  realtime: { transport: ws }, // from Node 22 on there is a WebSocket of its own
+  realtime: { transport: ws }, // Node 20 has no WebSocket of its own; from 22 on this line may go
 });
 const hooks = new Webhook(SHOP_HOOK_SECRET);
+const PAID = ["checkout.session.completed", "checkout.session.async_payment_succeeded"];
 
 async function onEvent(event) {
-  if (event.type !== "checkout.session.completed") return;
+  if (!PAID.includes(event.type)) return;
   const session = event.data.object;
+  if (session.payment_status === "unpaid") return; // a bank debit: the second of PAID comes when it is paid
   const amount = (session.amount_total / 100).toFixed(2);
   const { error } = await supabase.functions.invoke("send-email", {
     body: {

@@ -31,6 +31,17 @@ const calls = {
     };
   },
 
+  // What this program runs in, and what supabase-js says where it is given no WebSocket.
+  async runtime() {
+    let refused = null;
+    try {
+      createClient("http://project.test", "key", { auth: { persistSession: false, autoRefreshToken: false } });
+    } catch (error) {
+      refused = error.message;
+    }
+    return { node: process.version, hasWebSocket: "WebSocket" in globalThis, refused };
+  },
+
   async stripe({ url, secret, payload, timestamp }) {
     const header = await new Stripe("sk_test_x").webhooks.generateTestHeaderStringAsync({ payload, secret, timestamp });
     const answer = await fetch(url, {

@@ -86,7 +86,7 @@ async def shop(tools: NodeTools, folder: Path, project_url: str, port: int) -> A
         process.wait()
 
 
-def checkout(event_id: str) -> str:
+def checkout(event_id: str, kind: str = "completed", payment_status: str = "paid") -> str:
     """An event as Stripe sends it, of one and the same checkout."""
     session = {
         "id": "cs_test_a1",
@@ -94,21 +94,21 @@ def checkout(event_id: str) -> str:
         "amount_total": 1990,
         "currency": "eur",
         "customer_details": {"email": "ada@example.com"},
-        "payment_status": "paid",
+        "payment_status": payment_status,
     }
     return json.dumps(
-        {"id": event_id, "object": "event", "type": "checkout.session.completed", "data": {"object": session}}
+        {"id": event_id, "object": "event", "type": f"checkout.session.{kind}", "data": {"object": session}}
     )
 
 
 async def test_a_checkout_becomes_one_receipt(
     database_url: str, tmp_path: Path, tools: NodeTools, js: Driver
 ) -> None:
-    """While the shop is away the event waits; told twice, the customer gets one mail."""
+    """While the shop is away the event waits; told twice, the customer gets one mail, once it is paid."""
     port = free_port()
     handler = {
         "name": "shop",
-        "events": ["checkout.session.completed"],
+        "events": ["checkout.session.completed", "checkout.session.async_payment_succeeded"],
         "url": f"http://127.0.0.1:{port}/",
         "secret": HOOK_SECRET,
     }
@@ -120,8 +120,8 @@ async def test_a_checkout_becomes_one_receipt(
         edge = Edge(tools, tmp_path / "functions", house.url)
         with edge.serving("send-email", "stripe-webhook"):
 
-            async def pay(event_id: str) -> None:
-                url, payload = edge.url("stripe-webhook"), checkout(event_id)
+            async def pay(event_id: str, *kind: str) -> None:
+                url, payload = edge.url("stripe-webhook"), checkout(event_id, *kind)
                 said = await asyncio.to_thread(js, "stripe", url=url, secret=STRIPE_SECRET, payload=payload)
                 assert said == {"status": 200, "body": {"received": True}}
 
@@ -132,7 +132,10 @@ async def test_a_checkout_becomes_one_receipt(
             await pay("evt_1")
             assert (await passed("process-webhook-retries"))["failed"] == 1
             async with gateway(edge) as project_url, shop(tools, tmp_path / "shop", project_url, port):
-                await pay("evt_2")
+                await pay("evt_0", "completed", "unpaid")
+                assert (await passed("process-webhook-retries"))["processed"] == 1
+                assert await house.rows() == []
+                await pay("evt_2", "async_payment_succeeded")
                 await room.database.execute("UPDATE webhook_retry_queue SET next_retry_at = now()")
                 done = await passed("process-webhook-retries")
             assert (done["processed"], done["failed"]) == (2, 0), done

@@ -27,6 +27,14 @@ async def invoke(js: Driver, edge: Edge, name: str, *, key: str = KEY, **what: A
     return said
 
 
+async def test_the_callers_run_in_node_20_with_the_websocket_that_they_are_given(js: Driver) -> None:
+    """It has none of its own: without the `ws` transport supabase-js makes no client there, and says so."""
+    runtime = await asyncio.to_thread(js, "runtime")
+    assert runtime["node"].startswith("v20.")
+    assert runtime["hasWebSocket"] is False
+    assert "WebSocket" in runtime["refused"]
+
+
 async def test_supabase_js_queues_an_email(js: Driver, edge: Edge, house: Served) -> None:
     """invoke('send-email', {body: {…, use_queue: true}}) gives data, and a row with every field."""
     body = MAIL | {

