@@ -76,8 +76,26 @@ async def test_it_says_what_the_upgrade_will_do_and_what_it_cannot_know(old: Pro
     after = await look_before_upgrade(old.url)
     assert after[0].found.startswith("postroom is here already")
     assert not [
-        finding for finding in after if finding.check in ("functions", "policies") and finding.level != "ok"
+        finding
+        for finding in after
+        if finding.check in ("functions", "policies", "grants") and finding.level != "ok"
     ]
+
+
+async def test_a_look_afterwards_does_not_speak_of_postrooms_own(database_url: str) -> None:
+    """Its jobs and its grant are there to stay: nobody is told to unschedule them."""
+    assert {one.check for one in await look_before_upgrade(database_url) if one.level != "ok"} == {"upgrade"}
+
+
+async def test_a_look_afterwards_does_not_speak_of_what_pg_cron_runs_for_postroom(old: Project) -> None:
+    """The old job is named still, ours beside it are not."""
+    old.execute("SELECT cron.unschedule('report')")
+    await migrate(old.url)
+    assert command(old.url, "cron", "use-pg-cron").returncode == 0, "the fixture's pg_net is there"
+    names = {row["jobname"] for row in old.execute("SELECT jobname FROM cron.job")}
+    assert {"mails", "process-email-queue"} <= names
+    said = [one.found for one in await look_before_upgrade(old.url) if one.check == "cron"]
+    assert said == ["job 1 'mails' (* * * * *) calls process-email-queue: it is kept"]
 
 
 def test_what_migrate_would_refuse_is_a_problem(old: Project) -> None:

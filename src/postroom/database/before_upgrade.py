@@ -72,7 +72,8 @@ async def _look(connection: asyncpg.Connection) -> list[Finding]:
     there = [
         table for table in TABLES if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table)
     ]
-    found = [await _look_at_house(connection, there)]
+    is_here = await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL")
+    found = [_look_at_house(is_here, there)]
     found += await _look_at_refusals(connection)
     for queue in QUEUES:
         if queue in there:
@@ -80,14 +81,14 @@ async def _look(connection: asyncpg.Connection) -> list[Finding]:
     found += await _look_at_jobs(connection)
     found += await _look_at_functions(connection)
     if there:
-        found += await _look_at_grants(connection, there)
+        found += await _look_at_grants(connection, there, is_here)
         found += await _look_at_policies(connection, there)
         found += await _look_at_triggers(connection, there)
     return found
 
 
-async def _look_at_house(connection: asyncpg.Connection, there: list[str]) -> Finding:
-    if await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL"):
+def _look_at_house(is_here: bool, there: list[str]) -> Finding:
+    if is_here:
         return warning(
             "upgrade",
             "postroom is here already: what follows is what an upgrade would find now",
@@ -237,8 +238,11 @@ async def _look_at_jobs(connection: asyncpg.Connection) -> list[Finding]:
         user = await connection.fetchval("SELECT quote_ident(current_user)")
         return [warning("cron", "this user may not read cron.job", f"GRANT USAGE ON SCHEMA cron TO {user}")]
     called = [*FUNCTIONS, "process-email-queue", "process-webhook-retries", "send-email"]
+    ours = await _own_jobs(connection)
     found = []
     for row in rows:
+        if (row["jobid"], row["name"]) in ours:
+            continue
         calls = [name for name in called if name in row["command"]]
         if not calls:
             continue
@@ -252,6 +256,20 @@ async def _look_at_jobs(connection: asyncpg.Connection) -> list[Finding]:
             )
         )
     return found or [ok("cron", "no job calls the queues")]
+
+
+async def _own_jobs(connection: asyncpg.Connection) -> set[tuple[int, str]]:
+    """Id and name of postroom's own jobs in cron.job, whoever runs them; none where it has not been here."""
+    if not await connection.fetchval("SELECT to_regclass('postroom.jobs') IS NOT NULL"):
+        return set()
+    rows = await connection.fetch(
+        """
+        SELECT COALESCE(job.pg_cron_jobid, job.jobid) AS jobid, job.jobname AS name
+        FROM postroom.jobs AS job
+        WHERE job.builtin
+        """
+    )
+    return {(row["jobid"], row["name"]) for row in rows}
 
 
 async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
@@ -310,7 +328,9 @@ async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
     return found
 
 
-async def _look_at_grants(connection: asyncpg.Connection, there: list[str]) -> list[Finding]:
+async def _look_at_grants(
+    connection: asyncpg.Connection, there: list[str], is_here: bool
+) -> list[Finding]:
     rows = await connection.fetch(
         """
         SELECT
@@ -335,6 +355,7 @@ async def _look_at_grants(connection: asyncpg.Connection, there: list[str]) -> l
             "a browser that writes there with the anon key is refused then: let it call a function of yours",
         )
         for row in rows
+        if not (is_here and row["keeps_reading"] and row["rights"] == "SELECT")  # that is what we grant
     ]
 
 
