@@ -2,9 +2,10 @@
 The samples of a page, run in the order in which a reader meets them, in one folder.
 
 A block of `console` has commands behind `$ ` and what they print; `…` stands for anything there, and a
-line of it for any lines. A command that serves stays in the background until the page ends, or has it again:
-then it is begun anew. `sql` goes to the database. A block whose first line is a comment with a file's name is
-that file; `python` without one is run, and may await. `<!-- not run: WHY -->` above a block leaves it out.
+line of it for any lines. One whose comment begins with `exit 1` is to fail. A program that serves stays in
+the background until the page ends, or starts it again: then it is begun anew. `sql` goes to the database. A
+block whose first line is a comment with a file's name is that file, or the rest of it where `, further down`
+follows; `python` without one is run, and may await. `<!-- not run: WHY -->` above a block leaves it out.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>[a-z]+)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_FILE = re.compile(r"(?:#|//|--|;) ((?:[\w.-]+/)*[\w-]+\.\w+)$")
+_FILE = re.compile(r"(?:#|//|--|;) (?P<name>(?:[\w.-]+/)*[\w-]+\.\w+)(?P<further>, further down)?$")
 _STAYS = re.compile(
-    r"(\w+=\S+ )*(postroom (up|serve|worker|scheduler)|python manage\.py runserver|uvicorn)\b(?!.*--drain)"
+    r"(?:\w+=\S+ )*(?P<program>postroom (?:up|serve|worker|scheduler)|python manage\.py runserver|uvicorn)\b"
+    r"(?!.*--drain)"
 )
 _MAY_FAIL = {"postroom doctor"}
 """It finds that the tests' server is not durable."""
@@ -60,6 +62,21 @@ def samples_of(page: Path) -> list[Sample]:
     ]
 
 
+@dataclass(frozen=True)
+class Command:
+    """
+    One command of a console.
+
+    Attributes:
+        expected: What it is to print.
+        code: How it is to end.
+    """
+
+    text: str
+    expected: str
+    code: int = 0
+
+
 class Reader:
     """
     Follows a page to its end.
@@ -75,6 +92,7 @@ class Reader:
         self._instead = instead
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings}
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
+        self._outputs = 0
 
     def follow(self, page: Path) -> None:
         """
@@ -92,11 +110,11 @@ class Reader:
 
     def close(self) -> None:
         """End what stays."""
-        for command in list(self._staying):
-            self._end(command)
+        for program in list(self._staying):
+            self._end(program)
 
-    def _end(self, command: str) -> None:
-        process = self._staying.pop(command)
+    def _end(self, program: str) -> None:
+        process = self._staying.pop(program)
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(20)
@@ -109,25 +127,26 @@ class Reader:
         for said, instead in self._instead.items():
             text = text.replace(said, instead)
         if named := _FILE.match(text.partition("\n")[0]):
-            path = self._folder / named[1]
+            path = self._folder / named["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            with path.open("a" if named["further"] else "w") as file:
+                file.write(text)
         elif sample.language == "console":
-            for command, expected in _commands(text):
-                self._command(command, expected, where)
+            for command in _commands(text):
+                self._command(command, where)
         elif sample.language == "sql":
-            self._command(f"postroom psql -c {shlex.quote(text)}", "…", where)
+            self._command(Command(f"postroom psql -c {shlex.quote(text)}", "…"), where)
         elif sample.language == "python":
-            self._command(f"{sys.executable} -c {shlex.quote(_AWAITING.format(text))}", "…", where)
+            self._command(Command(f"{sys.executable} -c {shlex.quote(_AWAITING.format(text))}", "…"), where)
         else:
             raise AssertionError(f"{where}: a sample of {sample.language} is no file, and nothing runs it")
 
-    def _command(self, command: str, expected: str, where: str) -> None:
-        if _STAYS.match(command):
-            self._stay(command, expected, where)
+    def _command(self, command: Command, where: str) -> None:
+        if stays := _STAYS.match(command.text):
+            self._stay(stays["program"], command, where)
             return
         done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {command}\n_code=$?; export -p > .exported; exit $_code"],
+            ["bash", "-c", f"set -o pipefail; {command.text}\n_code=$?; export -p > .exported; exit $_code"],
             cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -137,19 +156,22 @@ class Reader:
             check=False,
             timeout=COMMAND_S_MAX,
         )
-        assert done.returncode == 0 or command in _MAY_FAIL, f"{where}: $ {command}\n{done.stdout}"
-        assert _is_said(done.stdout, expected), (
-            f"{where}: $ {command}\nthe page says:\n{expected}\nit printed:\n{done.stdout}"
+        assert done.returncode == command.code or command.text in _MAY_FAIL, (
+            f"{where}: $ {command.text}\nit ended with exit {done.returncode}:\n{done.stdout}"
+        )
+        assert _is_said(done.stdout, command.expected), (
+            f"{where}: $ {command.text}\nthe page says:\n{command.expected}\nit printed:\n{done.stdout}"
         )
         self._remember_exports()
 
-    def _stay(self, command: str, expected: str, where: str) -> None:
-        if command in self._staying:
-            self._end(command)
-        output = self._folder / f".output-{len(self._staying)}"
+    def _stay(self, program: str, command: Command, where: str) -> None:
+        if program in self._staying:
+            self._end(program)
+        self._outputs += 1
+        output = self._folder / f".output-{self._outputs}"
         with output.open("wb") as file, output.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}" if "=" not in command.split()[0] else f"env {command}"],
+                ["bash", "-c", f"exec env {command.text}"],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -157,13 +179,13 @@ class Reader:
                 stderr=log,
                 start_new_session=True,
             )
-        self._staying[command] = process
+        self._staying[program] = process
 
         def stands() -> bool:
             assert process.poll() is None, (
-                f"{where}: $ {command}\n{output.with_suffix('.log').read_text()[-2000:]}"
+                f"{where}: $ {command.text}\n{output.with_suffix('.log').read_text()[-2000:]}"
             )
-            return _is_said(output.read_text(), expected)
+            return _is_said(output.read_text(), command.expected)
 
         until_now(stands)
 
@@ -185,17 +207,19 @@ if inspect.isawaitable(result):
 """
 
 
-def _commands(text: str) -> Iterator[tuple[str, str]]:
-    """Each command of a console with what it is to print."""
+def _commands(text: str) -> Iterator[Command]:
+    """Each command of a console; what stands before the first one is nobody's."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         lines = part.splitlines()
         count = 1
         while lines[count - 1].endswith("\\") or _is_open("\n".join(lines[:count])):
             count += 1
         command = "\n".join(lines[:count])
-        yield (
-            re.sub(r"\s+# .*$", "", command) if count == 1 else command,
+        exits = re.search(r"\s# exit (\d+)\b[^\n]*$", command)
+        yield Command(
+            re.sub(r"\s+# [^\n]*$", "", command),
             "\n".join(lines[count:]).strip("\n"),
+            int(exits[1]) if exits else 0,
         )
 
 

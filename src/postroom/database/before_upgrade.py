@@ -328,9 +328,7 @@ async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
     return found
 
 
-async def _look_at_grants(
-    connection: asyncpg.Connection, there: list[str], is_here: bool
-) -> list[Finding]:
+async def _look_at_grants(connection: asyncpg.Connection, there: list[str], is_here: bool) -> list[Finding]:
     rows = await connection.fetch(
         """
         SELECT
