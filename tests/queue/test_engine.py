@@ -10,6 +10,7 @@ import pytest
 from postroom.email.message import OutgoingEmail
 from postroom.errors import PermanentFailure, TemporaryFailure, TransportDown, UncertainOutcome
 from postroom.queue import engine as engine_module
+from postroom.queue.claim import Claim
 from tests.queue.conftest import House, Recorder
 
 
@@ -114,6 +115,30 @@ async def test_a_transport_that_is_down_costs_no_attempt(house: House) -> None:
     rows = await house.rows()
     assert {(row["status"], row["attempts"], row["error_count"]) for row in rows} == {("sent", 1, 0)}
     assert await house.database.fetchval("SELECT paused_until IS NULL FROM postroom.transports")
+
+
+async def test_calls_do_not_keep_a_worker_busy_whose_claims_are_refused(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each insert wakes whoever sleeps; who waits before he tries again is not asleep."""
+    engine = house.engine()
+    tries = 0
+
+    async def refuse(*_: object) -> list[Claim[OutgoingEmail]]:
+        nonlocal tries
+        tries += 1
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(engine.work, "claim", refuse)
+    async with house.working(engine):
+        while tries < 3:
+            engine._woken.set()
+            await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+        for _ in range(100):
+            engine._woken.set()
+            await asyncio.sleep(0.001)
+        assert tries <= 4 + (asyncio.get_running_loop().time() - began) / 0.4
 
 
 async def test_what_an_attempt_waited_for_may_be_cancelled(house: House) -> None:

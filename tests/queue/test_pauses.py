@@ -160,6 +160,20 @@ async def test_what_waits_for_a_transport_that_is_paused_meanwhile_goes_back_una
     assert {(row["attempts"], row["error_count"]) for row in await house.rows()} == {(1, 0)}
 
 
+async def test_a_worker_that_gave_its_buffer_back_goes_on_saying_that_it_lives(house: House) -> None:
+    """Its row says how many it gave back, as what; and it lies down when nothing is due."""
+    busy = Busy()
+    await house.queue(10)
+    async with house.working(_over(house, busy, concurrency=4)):
+        await busy.until_asked(5)
+        await _pause(house, "transport", "busy")
+        await house.until("(SELECT count(*) = 5 FROM email_queue WHERE status = 'pending')")
+        busy.let_go.set()
+        await house.until("(SELECT settled ->> 'transport_down' = '9' FROM postroom.workers)")
+        await _resume(house, "transport", "busy")
+        await house.until("(SELECT asleep AND settled ->> 'done' = '10' FROM postroom.workers)")
+
+
 async def test_what_waits_for_a_transport_that_is_paused_meanwhile_goes_by_the_next_one(
     house: House,
 ) -> None:

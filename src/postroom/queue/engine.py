@@ -270,12 +270,12 @@ class Engine(Generic[T]):
                 _log.warning(
                     "database.away", queue=self.work.queue, error=str(error), again_s=round(again_s, 1)
                 )
-                await self._rest(again_s)
+                await self._back_off(again_s)
                 again_s = min(again_s * 2, 5.0)
             except Exception as error:
                 # Ours, or a person's in the database: it must not end the worker.
                 _log.error("claim.failed", queue=self.work.queue, error=f"{type(error).__name__}: {error}")
-                await self._rest(again_s)
+                await self._back_off(again_s)
                 again_s = min(again_s * 2, 5.0)
 
     async def _fetch_once(self) -> None:
@@ -338,6 +338,13 @@ class Engine(Generic[T]):
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._woken.wait()
+
+    async def _back_off(self, limit_s: float) -> None:
+        """Sleep, whoever calls meanwhile: else each insert would be one more try, and one call many."""
+        ends = monotonic() + limit_s
+        while not self._stopping and (left_s := ends - monotonic()) > 0:
+            self._woken.clear()
+            await self._rest(left_s)
 
     def _space(self) -> int:
         return self._buffered_max - len(self._buffer)

@@ -87,7 +87,8 @@ class Settles(Generic[T]):
         claim = settlement.claim
         if self._begun.get(claim.id) is claim:
             del self._begun[claim.id]
-        self.counts[settlement.verdict] = self.counts.get(settlement.verdict, 0) + 1
+        verdict = str(settlement.verdict)  # a Verdict as a key is no JSON
+        self.counts[verdict] = self.counts.get(verdict, 0) + 1
         if settlement.outcome is not None:
             self._report(settlement, settled)
         if settlement.recorded is not None and not settlement.recorded.done():
