@@ -21,6 +21,9 @@ MOST_LATE = "most that the receiver's own clock was late"
 NOT_COUNTED = ("transport_down", "abandoned")
 """Ends of attempts that never were ones: to wait, for a limit or a transport, uses up none."""
 
+PAUSE_KNOWN_S = 2.0
+"""A worker knows of a pause a second later; what had begun then may still come to the receiver."""
+
 HANDLERS = ("async", "plain", "sql")
 
 
@@ -52,6 +55,7 @@ class Account:
         account._count_events(house, promises)
         account._count_limits(house, received)
         account._count_conflicts(house)
+        account._count_pauses(house, received)
         account.findings["answers that cannot be, or never came"] = list(promises.broken)
         account.findings["ended with an error when told to end"] = [
             f"{seat.name}: {code}" for seat in (*house.workers, *house.doors) for code in seat.ends if code
@@ -206,6 +210,17 @@ class Account:
             f"{event}: {logged[event]}"
             for event in ("claim.failed", "http.failed", "tend.failed")
             if logged[event]
+        ]
+
+    def _count_pauses(self, house: House, received: Received) -> None:
+        with house.connected() as db:
+            leased = db.execute("SELECT queue, id FROM chaos.leased_in_a_pause").fetchall()
+        self.findings["leased though its queue was paused"] = [f"{row[0]} {row[1]}" for row in leased]
+        self.findings["begun though its transport was paused"] = [
+            f"to {to}, {at - since:.1f} s after the pause"
+            for kind, since, until in house.pauses
+            for at, to in received.begun
+            if kind == "transport" and since + PAUSE_KNOWN_S < at < until
         ]
 
 

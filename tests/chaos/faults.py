@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -29,6 +30,9 @@ Fault = Callable[[House, random.Random], Undo | None]
 """Breaks something, now; what it gives back is called when the fault ends."""
 
 FAILOVER = "failover to the synchronous standby"  # needs Scenario.standby
+QUEUE_PAUSED = "queue paused by a person"
+TRANSPORT_PAUSED = "transport paused by a person"
+PAUSE_MOST = timedelta(seconds=10)
 END_S_MAX = 20.0
 """Who was told to end is killed after so long: with the database away it may not be able to."""
 
@@ -142,6 +146,31 @@ def fill_maildir_disk(house: House, _rng: random.Random) -> Undo:
     return _fill(house.maildir_disk)
 
 
+def pause_queue(house: House, rng: random.Random) -> Undo:
+    """A person pauses one of the queues, and resumes it."""
+    return _pause(house, "queue", rng.choice(("email", "webhook")))
+
+
+def pause_transport(house: House, _rng: random.Random) -> Undo:
+    """A person pauses the way to the receiver, and resumes it."""
+    return _pause(house, "transport", house.transport)
+
+
+def _pause(house: House, kind: str, name: str) -> Undo:
+    paused_at = float("inf")
+    with suppress(psycopg.Error), house.connected() as db:
+        # With an end: who resumes it may find no database.
+        db.execute("SELECT postroom.pause(%s, %s, 'chaos', NULL, %s)", (kind, name, PAUSE_MOST))
+        paused_at = time.time()
+
+    def undo() -> None:
+        house.pauses.append((kind, paused_at, time.time()))
+        with suppress(psycopg.Error), house.connected() as db:
+            db.execute("SELECT postroom.resume(%s, %s)", (kind, name))
+
+    return undo
+
+
 def _receiver(mode: str) -> Fault:
     def fault(house: House, _rng: random.Random) -> Undo:
         house.sink.behave(mode)
@@ -161,6 +190,8 @@ FAULTS: dict[str, Fault] = {
     "PostgreSQL stopped at once": _stop_server(signal.SIGQUIT),
     "PostgreSQL killed": _stop_server(signal.SIGKILL),
     FAILOVER: fail_over,
+    QUEUE_PAUSED: pause_queue,
+    TRANSPORT_PAUSED: pause_transport,
     "network silent for a while": silence,
     "network half open": _at_statements(HALF_OPEN_BEFORE, ".", 0.1, 0.5),
     "network half open after the server has answered": _at_statements(HALF_OPEN_AFTER, ".", 0.05, 0.3),

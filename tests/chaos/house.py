@@ -133,6 +133,7 @@ class House:
         servers: All that there were; the last one is the database, or its standby.
         url: The database by the bad network, as workers, doors and callers use it.
         missing: Faults that cannot be had here, and why.
+        pauses: What a person paused, `queue` or `transport`: from when on it was known to be, and until when.
     """
 
     scenario: Scenario
@@ -150,6 +151,12 @@ class House:
     door_urls: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     servers: list[PostgresServer] = field(default_factory=list)
+    pauses: list[tuple[str, float, float]] = field(default_factory=list)
+
+    @property
+    def transport(self) -> str:
+        """The way to the receiver, as a worker names it."""
+        return f"smtp://127.0.0.1:{self.sink.port}"
 
     @property
     def direct_url(self) -> str:
@@ -306,7 +313,7 @@ def _seat(house: House) -> None:
         "POSTROOM_DATABASE_URL": house.url,
         "POSTROOM_FROM": SENDER,
         "POSTROOM_SERVICE_KEY": SERVICE_KEY,
-        "POSTROOM_TRANSPORT": f"smtp://127.0.0.1:{house.sink.port}",
+        "POSTROOM_TRANSPORT": house.transport,
         "POSTROOM_LOG": "json",
         "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),

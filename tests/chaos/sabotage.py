@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from tests.chaos.faults import QUEUE_PAUSED, TRANSPORT_PAUSED
 from tests.chaos.report import table
 from tests.chaos.rig import Run, run
 from tests.chaos.saboteur import (
     answer_before_the_commit,
+    ask_once_for_a_paused_transport,
+    know_of_no_pause,
     mark_in_another_transaction,
     use_slots_of_any_age,
 )
@@ -202,6 +205,33 @@ ALL = (
             worker_command=_saboteur(mark_in_another_transaction),
         ),
         ("lost effects",),
+    ),
+    Sabotage(
+        "pause of a queue",
+        replace(
+            SHORT,
+            weights={QUEUE_PAUSED: 1},
+            worker_command=_saboteur(know_of_no_pause),
+            edits=(
+                _without("lease_emails", "pause.name = 'email'", "pause.name = ''"),
+                _without("lease_webhooks", "pause.name = 'webhook'", "pause.name = ''"),
+            ),
+        ),
+        ("leased though its queue was paused",),
+    ),
+    Sabotage(
+        "pause of a transport",
+        replace(
+            ONLY_MAILS,
+            mails_per_s=80.0,
+            weights={TRANSPORT_PAUSED: 1},
+            gap_s=(4.5, 5.0),
+            receiver="slow",
+            workers=1,
+            environment={"POSTROOM_CONCURRENCY": "400"},  # many more than there are connections
+            worker_command=_saboteur(ask_once_for_a_paused_transport),
+        ),
+        ("begun though its transport was paused",),
     ),
 )
 

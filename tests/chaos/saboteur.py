@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from postroom.cli.main import main
 from postroom.database.connection import Connection
+from postroom.email.transports.failover import Failover
 from postroom.queue.claim import Claim
+from postroom.queue.pauses import Pauses
 from postroom.webhooks.event import IncomingEvent
 from postroom.webhooks.intake import Intake
 from postroom.webhooks.store import ClaimedEvent, WebhookStore
@@ -61,6 +63,17 @@ def mark_in_another_transaction() -> None:
     _replace(WebhookStore, "finish_handler", finish)
 
 
+def know_of_no_pause() -> None:
+    """No process looks at what persons have paused."""
+    _replace(Pauses, "of", lambda _pauses, _kind, _name: None)
+    _replace(Pauses, "left_s", lambda _pauses, _kind, _name: 0.0)
+
+
+def ask_once_for_a_paused_transport() -> None:
+    """What waits for a connection begins when its turn comes, whatever was paused meanwhile."""
+    _replace(Failover, "_unless_paused", lambda _failover, _transport, start: start)
+
+
 def _replace(owner: type, name: str, by: object) -> None:
     assert hasattr(owner, name), f"{owner.__name__} has no {name}: mend the sabotage"
     setattr(owner, name, by)
@@ -68,7 +81,13 @@ def _replace(owner: type, name: str, by: object) -> None:
 
 GUARDS: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (use_slots_of_any_age, answer_before_the_commit, mark_in_another_transaction)
+    for function in (
+        use_slots_of_any_age,
+        answer_before_the_commit,
+        mark_in_another_transaction,
+        know_of_no_pause,
+        ask_once_for_a_paused_transport,
+    )
 }
 
 if __name__ == "__main__":

@@ -48,9 +48,10 @@ WEIGHTS = MappingProxyType(
         "receiver answers 451": 2,
         "receiver answers 550 to some": 2,
         "receiver is slow": 2,
+        "queue paused by a person": 2,
     }
 )
-"""Every fault of faults.py but one, and how often it comes compared with the others."""
+"""Every fault of faults.py but two, and how often it comes compared with the others."""
 
 LASTS_S = MappingProxyType(
     {
@@ -61,6 +62,8 @@ LASTS_S = MappingProxyType(
         "PostgreSQL stopped at once": (0.3, 2.0),
         "PostgreSQL killed": (0.0, 1.0),
         "disk full for PostgreSQL": (1.0, 3.0),
+        "queue paused by a person": (1.5, 4.0),
+        "transport paused by a person": (3.0, 4.0),
     }
 )
 OTHERS_LAST_S = (0.5, 3.0)

@@ -36,6 +36,33 @@ BEGIN
 END;
 $$;
 
+-- Rows that were leased although a person had paused their queue a second ago; a claim that was under way may take as long.
+-- A direct e-mail (docs/decisions/0025) is not the queue's.
+CREATE TABLE chaos.leased_in_a_pause (
+    queue text NOT NULL,
+    id    uuid NOT NULL,
+    at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE FUNCTION chaos.note_lease() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos.leased_in_a_pause (queue, id)
+    SELECT pause.name, NEW.id
+    FROM postroom.pauses AS pause
+    WHERE pause.kind = 'queue' AND pause.name = TG_ARGV[0]
+        AND pause.since < clock_timestamp() - interval '1 second' AND pause.until > clock_timestamp();
+    RETURN NULL;
+END;
+$$;
+
+CREATE TRIGGER note_lease AFTER UPDATE ON public.email_queue
+    FOR EACH ROW
+    WHEN (NEW.status = 'processing' AND NEW.lease_no > OLD.lease_no AND OLD.planned_under IS DISTINCT FROM 'direct')
+    EXECUTE FUNCTION chaos.note_lease('email');
+CREATE TRIGGER note_lease AFTER UPDATE ON public.webhook_retry_queue
+    FOR EACH ROW WHEN (NEW.status = 'processing' AND NEW.lease_no > OLD.lease_no)
+    EXECUTE FUNCTION chaos.note_lease('webhook');
+
 CREATE TRIGGER note_outcome AFTER UPDATE ON public.email_queue
     FOR EACH ROW EXECUTE FUNCTION chaos.note_outcome();
 CREATE TRIGGER note_outcome AFTER UPDATE ON public.webhook_retry_queue
