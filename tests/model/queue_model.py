@@ -14,11 +14,11 @@ from typing import Literal
 from uuid import UUID
 
 from tests.model.limit_model import GLOBAL, Book, Limits, recipient_key
-from tests.model.rows import Due, Lease, Marks, Refusal, Row, Seen
+from tests.model.rows import Due, Lease, Marks, Pause, Refusal, Row, Seen
 
 POISON = 3
 
-Value = Row | Book | Marks | Refusal | Seen | None
+Value = Row | Book | Marks | Refusal | Pause | Seen | None
 Written = dict[UUID | str, Value]
 """Rows by id; what stands beside them by a word and a name; None is what was deleted."""
 
@@ -101,6 +101,8 @@ class QueueModel:
         """Lease what is due; `order` has all ids, those of the oldest due time first."""
         rows, changes = self.rows(session), Written()
         leases: list[Lease] = []
+        if self.pause_of(session, "queue") is not None:
+            return leases
         for priority in sorted({row.priority for row in rows.values() if row.live}, reverse=True):
             has_more = True
             while has_more and len(leases) < count:
@@ -286,6 +288,31 @@ class QueueModel:
                 session,
                 {row_id: replace(row, status="processing", leased_by=None, lease_no=number, due="future")},
             )
+
+    def pauses(self, session: str) -> dict[str, Pause]:
+        """What a session sees paused, or having been: `queue`, `transport`."""
+        return {
+            str(key).removeprefix("pause of "): value
+            for key, value in self.see(session).items()
+            if isinstance(value, Pause)
+        }
+
+    def pause_of(self, session: str, what: str) -> Pause | None:
+        """The pause that a session sees hold."""
+        pause = self.pauses(session).get(what)
+        return None if pause is None or pause.is_over else pause
+
+    def pause(self, session: str, what: str, by: str, *, ends: bool) -> None:
+        """A person pauses the queue, or a transport; what he says last holds."""
+        self.write(session, {f"pause of {what}": Pause(by, ends)})
+
+    def resume(self, session: str, what: str) -> bool:
+        """A person ends it: whether it held."""
+        before = self.pauses(session).get(what)
+        if before is None:  # one that another transaction has begun is nobody else's yet
+            return False
+        self.write(session, {f"pause of {what}": None})
+        return not before.is_over
 
     def retry(self, session: str, ids: Iterable[UUID]) -> set[UUID]:
         """A person gives dead letters all their attempts again."""

@@ -69,5 +69,14 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """What a person has paused: it may end by itself, and may have done so."""
+
+    by: str
+    ends: bool = False
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
 class Seen:
     """An event that its provider may send again."""

@@ -36,7 +36,7 @@ from psycopg.rows import dict_row
 
 from tests.model.limit_model import value_of
 from tests.model.queue_model import LeaseLost, QueueModel, Refused, WouldWait
-from tests.model.rows import Due, Lease, Refusal, Row, Seen
+from tests.model.rows import Due, Lease, Pause, Refusal, Row, Seen
 from tests.sql.session import EMAIL, QUEUES, Queue
 from tests.support.postgres import PostgresServer
 
@@ -79,7 +79,7 @@ class TwoSessions(RuleBasedStateMachine):
             """
             TRUNCATE public.email_queue, public.webhook_retry_queue, public.rate_limit_counters,
                 postroom.workers, postroom.refused_rows, postroom.seen_webhooks, postroom.webhook_requests,
-                public.refusing
+                postroom.pauses, public.refusing
             """
         )
         for key, value in {
@@ -465,6 +465,9 @@ class TwoSessions(RuleBasedStateMachine):
             .execute(f"SELECT postroom.{self.queue}_wait_s() AS wait_s")
             .fetchall()[0]["wait_s"]
         )
+        if (pause := self.model.pause_of(session, "queue")) is not None:
+            assert wait_s is None if not pause.ends else wait_s > 0
+            return
         rows = self.model.rows(session)
         live = rows.keys() - self.model.refusals(session).keys()
         live = {row_id for row_id in live if rows[row_id].live}
@@ -528,6 +531,48 @@ class TwoSessions(RuleBasedStateMachine):
         rows = self._call(session, f"SELECT postroom.{call} AS id", [ids], lambda: expected.update(model()))
         if rows is not None:
             assert {row["id"] for row in rows} == expected
+
+    @rule(
+        session=SESSIONS,
+        what=st.sampled_from(["queue", "transport"]),
+        by=st.sampled_from(["ada", "bob"]),
+        ends=st.booleans(),
+    )
+    def pause(self, session: str, what: str, by: str, ends: bool) -> None:
+        """Of a paused queue nothing is leased, by anybody; the pause of a transport is for the workers."""
+        self._call(
+            session,
+            "SELECT postroom.pause(%s, %s, %s, NULL, %s::interval)",
+            [what, self._paused(what), by, "1 hour" if ends else None],
+            lambda: self.model.pause(session, what, by, ends=ends),
+        )
+
+    @rule(session=SESSIONS, what=st.sampled_from(["queue", "queue", "transport"]))
+    def resume(self, session: str, what: str) -> None:
+        """From here on it is as it was."""
+        expected: list[bool] = []
+        rows = self._call(
+            session,
+            "SELECT postroom.resume(%s, %s) AS was_paused",
+            [what, self._paused(what)],
+            lambda: expected.append(self.model.resume(session, what)),
+        )
+        if rows is not None:
+            assert [row["was_paused"] for row in rows] == expected
+
+    @rule()
+    def pauses_end(self) -> None:
+        """Those that end by themselves."""
+        for what, pause in self.model.pauses("").items():
+            key = f"pause of {what}"
+            if pause.ends and not self.model.held_by_other("", key):
+                self.observer.execute(
+                    "UPDATE postroom.pauses SET until = '2020-01-01' WHERE kind = %s", [what]
+                )
+                self.model.committed[key] = replace(pause, is_over=True)
+
+    def _paused(self, what: str) -> str:
+        return self.queue.name if what == "queue" else "smtp://relay:25"
 
     @rule(places=PLACES)
     def time_passes(self, places: list[int]) -> None:
@@ -627,6 +672,13 @@ class TwoSessions(RuleBasedStateMachine):
                 row["id"]: Refusal(row["lease_no"], row["verdict"], "past" if row["is_over"] else "future")
                 for row in aside
             } == self.model.refusals(session)
+            pauses = connection.execute(
+                "SELECT *, COALESCE(until <= clock_timestamp(), false) AS is_over FROM postroom.pauses"
+            ).fetchall()
+            assert {
+                row["kind"]: Pause(row["paused_by"], row["until"] is not None, row["is_over"])
+                for row in pauses
+            } == self.model.pauses(session)
             if not session:
                 self._updated_at_tells_every_change(rows)
 
