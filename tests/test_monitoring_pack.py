@@ -107,6 +107,7 @@ tests:
       - {{series: 'postroom_queue_oldest_due_seconds{{instance="a",queue="webhook"}}', values: '400x60'}}
       - {{series: 'postroom_queue_depth{{instance="a",queue="webhook",state="limit_global"}}',
          values: '5x60'}}
+      - {{series: 'postroom_queue_depth{{instance="b",queue="email",state="paused"}}', values: '0x20 5x40'}}
     alert_rule_test:
       - {{eval_time: 5m, alertname: PostroomNoWorker}}
       - eval_time: 15m
@@ -123,12 +124,13 @@ tests:
             exp_annotations:
               summary: The oldest due row of queue email has been due for 6m 40s
               runbook: docs/operations.md#postroomqueuestands
+      - {{eval_time: 25m, alertname: PostroomQueueStands}}
       - {{eval_time: 15m, alertname: PostroomDown}}
 """
 
 
 def test_rules_fire_when_they_should(tmp_path: Path) -> None:
-    """No worker, a queue that stands: not before, and not where a limit holds the queue; by promtool."""
+    """No worker, a queue that stands: not before, and not where a limit or a pause holds the queue."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs Debian's package prometheus")

@@ -194,6 +194,27 @@ async def test_what_a_person_has_paused_is_told_as_that_and_not_as_what_is_late(
         assert ("alert.fired", "oldest_due", "email") in house.hook.told
 
 
+async def test_what_is_late_since_no_transport_takes_mail_says_so(database_url: str, tmp_path: Path) -> None:
+    """One of them is down, by nobody's word: whoever is called hears of each of them why."""
+    transport = f"maildir:{tmp_path}/a maildir:{tmp_path}/b"
+    async with watched(database_url, tmp_path, transport=transport, oldest_due="0s") as house:
+        database = house.room.database
+        await house.send()
+        first, second = house.room.transport_names
+        ada = Actor("ada@house", "cli")
+        await pause(database, "transport", first, by=ada, reason="it moves", for_s=None)
+        await database.execute(
+            """
+            INSERT INTO postroom.transports (name, paused_until, reason, failures)
+            VALUES ($1, now() + interval '1 minute', 'No space left for ada@example.com', 3)
+            """,
+            second,
+        )
+        body = await told(house, "fired", "oldest_due", "email")
+        assert f"no transport takes mail: {first} is paused by ada@house because: it moves; " in body
+        assert f"{second} is paused because: No space left for …@example.com" in body
+
+
 async def test_that_no_worker_lives_is_told(database_url: str, tmp_path: Path, programs: Programs) -> None:
     """A worker process is killed; it is over when another one works."""
     async with watched(database_url, tmp_path, no_worker="0s") as house:

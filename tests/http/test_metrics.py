@@ -211,6 +211,26 @@ async def test_what_persons_have_paused_is_shown_with_its_age(served: Served) ->
     assert of(samples, "postroom_queue_depth", queue="email", state="due") == 0
 
 
+async def test_what_waits_for_the_only_transport_to_be_resumed_is_paused_and_not_due(served: Served) -> None:
+    """So that no alert calls anybody for what a person wanted; the pause of another one changes nothing."""
+    database = served.room.database
+    ada = Actor("ada@house", "cli")
+    await database.execute(
+        """
+        INSERT INTO email_queue (to_email, subject, html) VALUES ('ada@example.com', 's', 'h');
+        INSERT INTO email_queue (to_email, subject, html, next_retry_at)
+        VALUES ('ada@example.com', 's', 'h', '2999-01-01')
+        """
+    )
+    await pause(database, "transport", "resend", by=ada, reason=None, for_s=None)
+    assert of(await scrape(served), "postroom_queue_depth", queue="email", state="due") == 1
+    await pause(database, "transport", served.room.transport_names[0], by=ada, reason=None, for_s=None)
+    samples = await scrape(served)
+    assert of(samples, "postroom_queue_depth", queue="email", state="paused") == 1
+    assert of(samples, "postroom_queue_depth", queue="email", state="due") == 0
+    assert of(samples, "postroom_queue_depth", queue="email", state="send_at") == 1
+
+
 async def test_a_held_snapshot_shows_its_age(served: Served) -> None:
     """The oldest transaction that keeps vacuum from its work."""
     async with served.room.database.transaction() as connection:

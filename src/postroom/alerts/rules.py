@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
-from postroom.queue.pauses import Pause, read_pauses
+from postroom.queue.pauses import Pause, no_way_out, read_pauses
 from postroom.queue.status import read_limits, read_workers
 from postroom.queue.times import merge_tallies
 from postroom.queues import EMAILS, QUEUES
@@ -107,20 +107,35 @@ async def oldest_due(house: House, threshold: float) -> list[Found]:
     )
     assert row is not None
     held = {limit.key for limit in await read_limits(house.database, QUEUES) if limit.used == limit.amount}
-    paused = await _paused_queues(house)
+    pauses = await read_pauses(house.database)
+    paused = _paused_queues(pauses, house.transport_names)
+    why = _why_mail_stands(pauses, house.transport_names)
     return [
-        Found(queue.name, f"the oldest due {queue.noun} has been due for {duration(row[queue.name])}")
+        Found(
+            queue.name,
+            f"the oldest due {queue.noun} has been due for {duration(row[queue.name])}"
+            f"{why if queue is EMAILS else ''}",
+        )
         for queue in QUEUES
         if (row[queue.name] or 0.0) > threshold and queue.limit_key not in held and queue.name not in paused
     ]
 
 
-async def _paused_queues(house: House) -> set[str]:
+def _paused_queues(pauses: Sequence[Pause], ways: Sequence[str]) -> set[str]:
     """The queues of which nothing is attempted by a person's word: the rule `paused` speaks of them."""
-    by_hand = [pause for pause in await read_pauses(house.database) if pause.by_hand]
+    by_hand = [pause for pause in pauses if pause.by_hand]
     queues = {pause.name for pause in by_hand if pause.kind == "queue"}
-    transports = {pause.name for pause in by_hand if pause.kind == "transport"}
-    return queues | ({EMAILS.name} if transports and transports.issuperset(house.transport_names) else set())
+    return queues | ({EMAILS.name} if no_way_out(by_hand, ways) else set())
+
+
+def _why_mail_stands(pauses: Sequence[Pause], ways: Sequence[str]) -> str:
+    """Where no transport takes mail, not all by a person's word: what keeps each."""
+    if not no_way_out(pauses, ways):
+        return ""
+    kept = [
+        _fit_for_a_chat_room(pause) for pause in pauses if pause.what in {f"transport {way}" for way in ways}
+    ]
+    return f"; no transport takes mail: {'; '.join(f'{pause.name} is {pause.in_short}' for pause in kept)}"
 
 
 async def failure_rate(house: House, threshold: float) -> list[Found]:

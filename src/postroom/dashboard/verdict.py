@@ -9,7 +9,7 @@ from typing import Literal
 
 from postroom.dashboard.site import TITLES
 from postroom.queue.depths import Depths
-from postroom.queue.pauses import Pause
+from postroom.queue.pauses import Pause, no_way_out
 from postroom.queue.status import LimitStatus
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, QUEUES
@@ -176,8 +176,7 @@ def _held(house: House, queue: QueueTable) -> Pause | None:
 
 
 def _no_way_is_left(house: House) -> bool:
-    paused = {one.name for one in house.paused if one.kind == "transport"}
-    return bool(paused) and paused.issuperset(house.ways)
+    return no_way_out(house.paused, house.ways)
 
 
 def _is_paused(house: House, queue: QueueTable) -> bool:

@@ -16,8 +16,9 @@ from postroom import log
 from postroom.errors import DatabaseUnavailable
 from postroom.metric_names import METRICS
 from postroom.queue.depths import Depths, read_depths
+from postroom.queue.pauses import no_way_out
 from postroom.queue.times import BOUNDS_MS, HANDLER, MEASURES, WAITS, Histogram, Total, read_totals
-from postroom.queues import QUEUES
+from postroom.queues import EMAILS, QUEUES
 from postroom.schedule.health import JobHealth, read_job_health
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class Exposition:
             async with asyncio.timeout(DEADLINE_S):
                 await self._room.open()
                 began = monotonic()
-                found |= _of_depths(await read_depths(self._room.database, QUEUES))
+                found |= _of_depths(
+                    await read_depths(self._room.database, QUEUES), self._room.transport_names
+                )
                 found |= _of_jobs(await read_job_health(self._room.database))
                 totals = await read_totals(self._room.database)
                 self._good_s = min(max(GOOD_S, 20 * (monotonic() - began)), GOOD_S_MAX)
@@ -164,16 +167,17 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return [*buckets, ("+Inf", float(histogram.count))]
 
 
-def _of_depths(found: Depths) -> dict[str, Values]:
+def _of_depths(found: Depths, ways: Sequence[str]) -> dict[str, Values]:
     queues = [queue.name for queue in QUEUES]
+    live = _live(found, ways)
     workers = Counter((worker.queue, "asleep" if worker.asleep else "busy") for worker in found.workers)
     begun: Counter[str] = Counter()
     for worker in found.workers:
         begun[worker.queue] += worker.begun
     return {
         "postroom_queue_depth": {
-            (queue, state): found.live.get((queue, state), 0)
-            for queue, state in {*found.live, *((queue, "due") for queue in queues)}
+            (queue, state): live.get((queue, state), 0)
+            for queue, state in {*live, *((queue, "due") for queue in queues)}
         },
         "postroom_queue_oldest_due_seconds": {(queue,): found.oldest_due_s[queue] for queue in queues},
         "postroom_dead_letters": {(queue,): count for queue, count in found.dead_letters.items()},
@@ -188,6 +192,15 @@ def _of_depths(found: Depths) -> dict[str, Values]:
         "postroom_cron_leader": {(): float(found.cron_leads)},
         "postroom_oldest_snapshot_seconds": {(): found.oldest_snapshot_s},
     }
+
+
+def _live(found: Depths, ways: Sequence[str]) -> dict[tuple[str, str], int]:
+    """Live rows by state. Where persons have paused all our transports, what could go out waits for that."""
+    live = dict(found.live)
+    if no_way_out((pause for pause in found.paused if pause.by_hand), ways):
+        kept = sum(live.pop((EMAILS.name, state), 0) for state in ("due", "transport", "paused"))
+        live |= {(EMAILS.name, "paused"): kept} if kept else {}
+    return live
 
 
 def _of_jobs(jobs: Sequence[JobHealth]) -> dict[str, Values]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from postroom.database.connect import Database
-from postroom.queue.pauses import Pause, read_pauses
+from postroom.queue.pauses import Pause, no_way_out, read_pauses
 from postroom.queue.statements import read_json
 from postroom.queue.status import ALIVE, LimitStatus, read_limits
 from postroom.queue.table import QueueTable
@@ -268,7 +268,7 @@ def _no_way_is_left(row: Mapping[str, Any], house: House) -> bool:
     """Whether paused transports keep it: all that there are; who asks may have others than the workers."""
     paused = {pause.name for pause in house.paused}
     if not paused.isdisjoint(house.ways):
-        return paused.issuperset(house.ways)
+        return no_way_out(house.paused, house.ways)
     return row["waits_for"] == "transport" or bool(row["due_for_s"] > LEFT_ALONE_S)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
@@ -245,6 +245,18 @@ def find_transport(known: Sequence[str], said: str) -> str | None:
     exact = [name for name in known if name.lower() == wanted]
     begins = [name for name in known if wanted and name.lower().startswith(wanted)]
     return next((found[0] for found in (exact, begins) if len(found) == 1), None)
+
+
+def no_way_out(pauses: Iterable[Pause], ways: Sequence[str]) -> bool:
+    """
+    Whether pauses keep all mail in the house.
+
+    Args:
+        pauses: By persons, of transports that are down, or both.
+        ways: The names of the transports that there are.
+    """
+    paused = {pause.name for pause in pauses if pause.kind == "transport"}
+    return bool(paused) and paused.issuperset(ways)
 
 
 def seconds_of(span: str) -> float:
