@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from postroom import PermanentFailure, Room
 from postroom.errors import ConfigError, SchemaError
 from postroom.testing import deliver, deliver_now, new_secret
+from tests.support.waiting import until
 
 PAID = {"id": "evt_1", "type": "checkout.session.completed", "data": {"object": {"id": "cs_1"}}}
 _, DISCORD_PUBLIC = DISCORD = new_secret("discord")
@@ -117,6 +119,29 @@ async def test_a_permanent_failure_is_a_dead_letter(room: Room) -> None:
     """By a plain function, too."""
     done = await deliver(room, "stripe", {"id": "evt_4", "type": "charge.expired"}, attempts=6)
     assert (done.status, done.attempts, done.last_error) == ("dead_letter", 1, "never: too old")
+
+
+async def test_an_event_that_another_worker_took_first_is_waited_for(room: Room, db: Any) -> None:
+    """As where `postroom up` runs beside the tests: what is told is how it ended there."""
+    await db.execute(
+        """
+        CREATE FUNCTION take_first() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN NEW.status := 'processing'; RETURN NEW; END $$;
+        CREATE TRIGGER a_worker BEFORE INSERT ON webhook_retry_queue
+        FOR EACH ROW EXECUTE FUNCTION take_first()
+        """
+    )
+    delivery = asyncio.create_task(deliver(room, "stripe", PAID))
+
+    async def is_taken() -> bool:
+        return bool(await (await db.execute("SELECT FROM webhook_retry_queue")).fetchall())
+
+    await until(is_taken)
+    ended, _ = await asyncio.wait({delivery}, timeout=1)
+    assert not ended
+    await db.execute("SELECT mark_webhook_processed(id) FROM webhook_retry_queue")
+    assert (await delivery).status == "processed"
+    assert await orders(db) == []
 
 
 async def test_an_event_that_nobody_wants_says_so(room: Room) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -16,6 +16,9 @@ from postroom.webhooks.source import Source
 
 if TYPE_CHECKING:
     from postroom.room import Room
+
+OTHERS_S_MAX = 60.0
+"""For an event that a worker of another process has taken."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ async def deliver(
     Send an event as its provider would, run the handlers, and say what became of it.
 
     It goes through the same door, table and engine as in production, in this process. Handlers of whatever
-    else is due in this database run as well.
+    else is due in this database run as well. Where a worker of another process takes the event first, as a
+    `postroom up` beside the tests may, its end is waited for: `errors` has nothing of it, `last_error` has.
 
     Args:
         room: Yours, with its handlers. It is closed afterwards where it was not open before.
@@ -203,7 +207,23 @@ async def _attempt(room: Room, row_id: UUID, attempts: int) -> list[BaseExceptio
         assert isinstance(engine.work, Delivery)
         engine.work.on_error = errors.append
         await engine.run_pass()
+        await _others_end(room, row_id)
     return errors
+
+
+async def _others_end(room: Room, row_id: UUID) -> None:
+    """Wait while somebody else's lease holds the event."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(OTHERS_S_MAX):
+            while await room.database.fetchval(_IS_HELD, row_id):
+                await asyncio.sleep(0.02)
+
+
+_IS_HELD = """
+    SELECT event.status = 'processing' AND event.due_at > clock_timestamp()
+    FROM public.webhook_retry_queue AS event
+    WHERE event.id = $1
+"""
 
 
 async def _make_due(room: Room, row_id: UUID) -> bool:
