@@ -102,6 +102,40 @@ def test_djangos_own_settings_are_the_defaults(monkeypatch: pytest.MonkeyPatch, 
         assert load_settings().transport == "smtps://smtp.example.com:465"
 
 
+def mailer(backend: str = "postroom.django.EmailBackend", **options: Any) -> dict[str, Any]:
+    return {"BACKEND": backend, "OPTIONS": options}
+
+
+def test_the_server_of_the_mailer_that_queues_is_the_transport() -> None:
+    """With MAILERS (Django 6.1) postroom's mailer says in its OPTIONS where mail leaves; others do not."""
+    other = mailer("django.core.mail.backends.smtp.EmailBackend", host="elsewhere.example.com")
+    named: dict[str, Any] = {
+        "host": "smtp.example.com",
+        "username": "ada",
+        "password": "p@ss",
+        "use_tls": True,
+    }
+    with override_settings(MAILERS={"alarm": other, "default": mailer(**named)}):
+        assert load_settings().transport == "smtp://ada:p%40ss@smtp.example.com:587?starttls=required"
+    with override_settings(MAILERS={"default": mailer(host="smtp.example.com", use_ssl=True)}):
+        assert load_settings().transport == "smtps://smtp.example.com:465"
+        assert said(include_deployment_checks=True) == []
+    with override_settings(MAILERS={"default": mailer(), "alarm": other}):
+        (found,) = [one for one in run_checks(include_deployment_checks=True) if one.id == "postroom.W020"]
+        assert "in the OPTIONS of the mailer in MAILERS" in str(found.hint)
+
+
+def test_two_mailers_that_queue_for_different_servers_are_refused() -> None:
+    """There is one queue: mail of both would leave by one of them, so that is said instead."""
+    mailers = {"default": mailer(host="a.example.com"), "news": mailer(host="b.example.com")}
+    with override_settings(MAILERS=mailers):
+        ((code, text),) = said()
+        assert code == "postroom.E003"
+        assert text.startswith('MAILERS["default"]["OPTIONS"] and MAILERS["news"]["OPTIONS"] name different')
+    with override_settings(MAILERS={**mailers, "news": mailer(host="a.example.com", timeout=3)}):
+        assert load_settings().transport == "smtp://a.example.com:25"
+
+
 @pytest.mark.parametrize(
     ("given", "address"),
     [

@@ -16,15 +16,23 @@ from tests.django.commands import ROOT, manage
 
 SDIST = Path(sys.prefix) / f"django-sdist-{django.__version__}"
 
-DOES_NOT_APPLY = {
-    "test_idn_send": "cc is a mail of its own here: there is more than the one message that it looks for",
-    "test_lazy_addresses": "its addresses have no domain, and a row must have an address that can be sent to",
-    "test_message_cc_header": "cc is a mail of its own, without a Cc header that would name the others",
-    "test_recipient_without_domain": "a row must have an address that can be sent to",
-    "test_send_long_lines": "a text of Cyrillic is shorter in base64, which is what it gets here",
-    "test_send_unicode": "it wants encoded words in quoted-printable; ours are in base64",
-    "test_send_verbose_name": "it wants encoded words in quoted-printable; ours are in base64",
-}
+# Django 6.1 says of the backends alone what they must do; before it the mail functions are tested by them.
+DOES_NOT_APPLY = (
+    {"test_fail_silently_arg_accepted": "ours takes fail_silently, as its SMTP backend does"}
+    if django.VERSION >= (6, 1)
+    else {
+        "test_idn_send": "cc is a mail of its own here: there is more than the one message that it looks for",
+        "test_lazy_addresses": "its addresses have no domain, and a row must have one that can be sent to",
+        "test_message_cc_header": "cc is a mail of its own, without a Cc header that would name the others",
+        "test_recipient_without_domain": "a row must have an address that can be sent to",
+    }
+)
+if django.VERSION < (6,):
+    DOES_NOT_APPLY |= {
+        "test_send_long_lines": "a text of Cyrillic is shorter in base64, which is what it gets here",
+        "test_send_unicode": "it wants encoded words in quoted-printable; ours are in base64",
+        "test_send_verbose_name": "it wants encoded words in quoted-printable; ours are in base64",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +44,9 @@ def djangos_tests() -> Path:
     SDIST.mkdir(exist_ok=True)
     pinned = rf"^django=={re.escape(django.__version__)} .*?(?=^\S)"
     wanted = re.search(pinned, (ROOT / "requirements.lock").read_text(), re.MULTILINE | re.DOTALL)
-    assert wanted is not None
-    (SDIST / "requirements.txt").write_text(wanted[0])
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--require-hashes"]
+    (SDIST / "requirements.txt").write_text(wanted[0] if wanted else f"django=={django.__version__}")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:"]
+    pip += ["--require-hashes"] if wanted else []  # another Django than the lock's was put there by hand
     done = subprocess.run(
         [*pip, "--dest", str(SDIST), "--requirement", str(SDIST / "requirements.txt")],
         capture_output=True,
@@ -61,4 +69,4 @@ def test_djangos_tests_of_backends_pass(djangos_tests: Path, database_url: str, 
     said = json.loads(done.stdout.splitlines()[-1])
     failed = {name: told for name, told in said.items() if told != "ok"}
     assert failed.keys() == DOES_NOT_APPLY.keys(), (failed, done.stderr[-6000:])
-    assert len(said) - len(failed) >= 12, said
+    assert len(said) - len(failed) >= 11, said

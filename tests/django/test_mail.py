@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import django
 import psycopg
 import pytest
 from django.core.mail import (
-    BadHeaderError,
     EmailMessage,
     EmailMultiAlternatives,
     get_connection,
@@ -19,6 +19,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext, override_settings
 from django.utils.translation import gettext_lazy
 
+from postroom.django import EmailBackend
 from postroom.django.message import RefusedMessage
 from postroom.errors import ConfigError, SchemaError
 from tests.django import project
@@ -168,6 +169,12 @@ def test_a_key_of_several_recipients_is_one_for_each() -> None:
     assert len(rows()) == 2
 
 
+if django.VERSION < (6,):
+    from django.core.mail import BadHeaderError
+else:
+    BadHeaderError = ValueError
+
+
 def _with_attachment(message: EmailMultiAlternatives) -> None:
     message.attach("bill.pdf", b"%PDF", "application/pdf")
 
@@ -208,8 +215,9 @@ def test_what_cannot_be_queued_is_refused_by_name(change: Any, said: str) -> Non
     """What postroom does not do is an error that names it, and that views catch as they always did."""
     message = EmailMultiAlternatives("Hi", "Thank you", to=["ada@example.com"])
     change(message)
-    with pytest.raises(BadHeaderError, match=f"^{said}"):
+    with pytest.raises(BadHeaderError, match=f"^{said}") as raised:
         message.send()
+    assert isinstance(raised.value, ValueError)
     assert rows() == []
 
 
@@ -274,6 +282,26 @@ def test_psycopg2_queues_as_well(database_url: str) -> None:
         (queued,) = enqueue_by(fetch, checked)
     with psycopg.connect(database_url) as look:
         assert look.execute("SELECT id FROM email_queue").fetchall() == [(queued,)]
+
+
+def test_a_mailer_of_djangos_queues() -> None:
+    """MAILERS (Django 6.1) names the backend with the server's options; send_mail() takes it by `using`."""
+    server: dict[str, Any] = {
+        "host": "smtp.example.com",
+        "username": "ada",
+        "password": "x",
+        "use_tls": True,
+        "timeout": 5,
+    }
+    mailer = {"BACKEND": "postroom.django.EmailBackend", "OPTIONS": server}
+    with override_settings(MAILERS={"queue": mailer, "default": mailer}):
+        if django.VERSION >= (6, 1):
+            send_mail("Hi", "x", None, ["ada@example.com"])
+            send_mail("Hi", "x", None, ["bob@example.com"], using="queue")
+        else:  # which makes it no other way than 6.1 does
+            for to in ("ada@example.com", "bob@example.com"):
+                EmailBackend(alias="queue", **server).send_messages([EmailMessage("Hi", "x", to=[to])])
+    assert rows() == [("ada@example.com",), ("bob@example.com",)]
 
 
 def test_the_connection_may_be_opened_with_what_other_backends_take() -> None:

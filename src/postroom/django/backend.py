@@ -11,7 +11,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import Error, connections, transaction
 
-from postroom.django.conf import alias
+from postroom.django.conf import SMTP_OPTIONS, alias
 from postroom.django.message import RefusedMessage, checked_emails, ids_of, place_of
 from postroom.email.enqueue import EMAILS_MAX, QueueableEmail, enqueue_by
 from postroom.errors import ConfigError, PostroomError, SchemaError
@@ -27,11 +27,13 @@ class EmailBackend(BaseEmailBackend):
     Args:
         fail_silently: What cannot be queued is left out without a word, as Django has it; the
             transaction goes on.
-        options: What other backends take, such as a username; nothing here needs it.
+        options: What Django's SMTP backend takes, as `host` and `username`: of MAILERS, from where the worker
+            has them; nothing here needs them. Others are Django's to refuse.
     """
 
     def __init__(self, fail_silently: bool = False, **options: object) -> None:
-        super().__init__(fail_silently=fail_silently, **options)
+        super().__init__(**{name: value for name, value in options.items() if name not in SMTP_OPTIONS})
+        self.fail_silently = fail_silently
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags
 from django.core.checks import register as register_check
@@ -91,10 +92,18 @@ def check_transport(**_: object) -> list[CheckMessage]:
     return [
         checks.Warning(
             f"mail is written into {urls[0].removeprefix('maildir:')} and leaves this machine by no way",
-            hint='Set EMAIL_HOST and its like, or POSTROOM["TRANSPORT"], such as smtp://user:password@host:587.',
+            hint=(
+                f'Set {_names_of_server()}, or POSTROOM["TRANSPORT"], such as smtp://user:password@host:587.'
+            ),
             id="postroom.W020",
         )
     ]
+
+
+def _names_of_server() -> str:
+    if hasattr(django_settings, conf.MAILERS):
+        return f'"host" and its like in the OPTIONS of the mailer in {conf.MAILERS}'
+    return "EMAIL_HOST and its like"
 
 
 def _check_sources(sources: Any) -> list[CheckMessage]:

@@ -2,13 +2,15 @@
 Settings in Django: POSTROOM = {...} stands where postroom.toml stands elsewhere.
 
 The environment wins over it. What it leaves out is taken from Django's own settings: the database from
-DATABASES, the sender from DEFAULT_FROM_EMAIL, the transport from EMAIL_HOST and its like, where that is set.
+DATABASES, the sender from DEFAULT_FROM_EMAIL, the transport from EMAIL_HOST and its like, where that is set;
+with MAILERS, from the mailer that queues.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,6 +19,7 @@ from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.connection import ConnectionDoesNotExist
+from django.utils.module_loading import import_string
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
@@ -25,7 +28,10 @@ from postroom.errors import ConfigError
 from postroom.settings import Settings
 
 NAME = "POSTROOM"
+MAILERS = "MAILERS"
 _ALIAS = "database"
+_OUR_BACKENDS = "postroom.django.backend"
+_DJANGOS_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
 
 # What both libpq and asyncpg know; the rest of OPTIONS is Django's, or for its own sessions.
 _OPTIONS = (
@@ -39,6 +45,9 @@ _OPTIONS = (
     "passfile",
     "service",
 )
+
+SMTP_OPTIONS = ("host", "port", "username", "password", "use_tls", "use_ssl", "timeout")
+"""OPTIONS of a mailer, as Django's SMTP backend has them. Of time, the worker decides by itself."""
 
 
 def alias() -> str:
@@ -122,8 +131,8 @@ class DjangoSettings(Settings):
                 return f'{NAME}["{key}"]'
             if (table or sources.key(field)) == key.lower():
                 return f'{NAME}["{key}"]' + (f'["{sources.key(field)}"]' if table else "")
-        if field == "transport" and _of_django().get("transport"):
-            return "EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER and EMAIL_HOST_PASSWORD"
+        if field == "transport" and (place := _smtp_server()[0]):
+            return place
         return super().place_of(field, table)
 
 
@@ -175,18 +184,52 @@ def _given() -> Mapping[str, Any]:
 
 def _of_django() -> dict[str, Any]:
     found = {"database_url": database_url(alias()), "sender": str(django_settings.DEFAULT_FROM_EMAIL)}
-    if django_settings.is_overridden("EMAIL_HOST") and django_settings.EMAIL_HOST:
-        found["transport"] = _smtp_url()
+    _, server = _smtp_server()
+    if server:
+        found["transport"] = _smtp_url(server)
     return found
 
 
-def _smtp_url() -> str:
+def _smtp_server() -> tuple[str, Mapping[str, Any]]:
+    """Where Django's settings name an SMTP server, and what they say of it by SMTP_OPTIONS; else empty."""
     given = django_settings
-    user, password = (
-        quote(text or "", safe="") for text in (given.EMAIL_HOST_USER, given.EMAIL_HOST_PASSWORD)
-    )
+    if given.is_overridden("EMAIL_HOST") and given.EMAIL_HOST:
+        return "EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER and EMAIL_HOST_PASSWORD", {
+            "host": given.EMAIL_HOST,
+            "port": given.EMAIL_PORT,
+            "username": given.EMAIL_HOST_USER,
+            "password": given.EMAIL_HOST_PASSWORD,
+            "use_tls": given.EMAIL_USE_TLS,
+            "use_ssl": given.EMAIL_USE_SSL,
+        }
+    named = {name: options for name, options in _mailers() if options.get("host")}
+    if not named:
+        return "", {}
+    first, *others = (f'{MAILERS}["{name}"]["OPTIONS"]' for name in named)
+    server, *further = named.values()
+    if any(_smtp_url(other) != _smtp_url(server) for other in further):
+        raise ConfigError(
+            f"{first} and {others[0]} name different servers, but what is queued leaves by one way: give "
+            f'them the same, or none and name it in {NAME}["TRANSPORT"]'
+        )
+    return first, server
+
+
+def _mailers() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Those of MAILERS that queue, with their OPTIONS."""
+    for name, mailer in (getattr(django_settings, MAILERS, None) or {}).items():
+        kind: Any = None
+        with suppress(ImportError):  # Django says so, where it is used
+            kind = import_string(mailer.get("BACKEND", _DJANGOS_BACKEND))
+        if any(base.__module__ == _OUR_BACKENDS for base in getattr(kind, "__mro__", ())):
+            yield name, mailer.get("OPTIONS") or {}
+
+
+def _smtp_url(server: Mapping[str, Any]) -> str:
+    user, password = (quote(str(server.get(name) or ""), safe="") for name in ("username", "password"))
     login = f"{user}:{password}@" if user else ""
-    scheme = "smtps" if given.EMAIL_USE_SSL else "smtp"
+    over_tls, starttls = bool(server.get("use_ssl")), bool(server.get("use_tls"))
+    port = server.get("port") or (465 if over_tls else 587 if starttls else 25)
     # What Django calls TLS is STARTTLS, and it goes on without only where it is not asked to.
-    options = "?starttls=required" if given.EMAIL_USE_TLS else ""
-    return f"{scheme}://{login}{given.EMAIL_HOST}:{given.EMAIL_PORT}{options}"
+    options = "?starttls=required" if starttls else ""
+    return f"{'smtps' if over_tls else 'smtp'}://{login}{server['host']}:{port}{options}"
