@@ -281,7 +281,9 @@ async def test_a_transport_that_is_down_and_paused_waits_for_both(house: House) 
     held = Delivery(EmailStore(house.database), failover, pauses := Pauses(house.database))
     await _pause(house, "transport", "one", for_s=60)
     await pauses.look(older_than_s=0)
-    assert 50 < held.paused_s() <= 60
+    paused = held.paused()
+    assert paused is not None
+    assert 50 < paused.left_s <= 60
     assert [each.said for each in failover.pauses()] == ["paused by ada@house because: the provider moves"]
     email = OutgoingEmail(uuid4(), "a@example.com", "s", "h", "b@example.com")
     with pytest.raises(TransportDown, match="one is paused by ada@house") as raised:

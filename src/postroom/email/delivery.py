@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from postroom.email.message import OutgoingEmail
 from postroom.email.store import START_GOOD_S, EmailStore
 from postroom.email.transports.failover import Failover, Pause
 from postroom.failpoints import reach
-from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
+from postroom.queue.claim import Begun, Claim, Paused, Settled, Settlement, Start
 from postroom.queue.outcome import Verdict
 from postroom.queue.pauses import LOOK_S, Pauses
 
@@ -92,19 +92,13 @@ class Delivery:
     async def look_at_pauses(self, *, older_than_s: float = LOOK_S) -> None:
         await self._pauses.look(older_than_s=older_than_s)
 
-    def paused_s(self) -> float:
-        return max(self._pauses.left_s("queue", self.queue), self.transport.paused_for_s() or 0.0)
-
-    def paused_as(self) -> str:
-        held = self._pauses.of("queue", self.queue) is not None
-        return "released" if held else Verdict.TRANSPORT_DOWN
-
-    def why_paused(self) -> str | None:
-        if (held := self._pauses.of("queue", self.queue)) is not None:
-            return f"queue {self.queue} is {held.said(datetime.now(UTC))}"
-        if self.transport.paused_for_s() is None:
+    def paused(self) -> Paused | None:
+        if (held := self._pauses.of_queue(self.queue)) is not None:
+            return held
+        if (left_s := self.transport.paused_for_s()) is None:
             return None
-        return "; ".join(f"{pause.name} is {pause.said}" for pause in self.transport.pauses())
+        said = "; ".join(f"{pause.name} is {pause.said}" for pause in self.transport.pauses())
+        return Paused(left_s, str(Verdict.TRANSPORT_DOWN), said)
 
     def claim_limit(self, room: int) -> int:
         all_were_down = len(self.transport.pauses()) == len(self.transport.transports)

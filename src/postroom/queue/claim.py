@@ -104,6 +104,23 @@ class Settlement(Generic[T]):
     recorded: asyncio.Future[Settled | None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """
+    Why nothing of a queue can be attempted for now.
+
+    Attributes:
+        left_s: For so many seconds; infinity where a person ends it.
+        verdict: What rows are given back as meanwhile: `released` where the queue is paused, `transport_down`
+            where no transport may be tried.
+        said: What is paused, by whom and why, as part of a sentence.
+    """
+
+    left_s: float
+    verdict: str
+    said: str
+
+
 class Work(Protocol[T]):
     """
     One queue, as the engine sees it.
@@ -157,16 +174,8 @@ class Work(Protocol[T]):
         """Learn what persons have paused, where that was not done a short while ago."""
         ...
 
-    def paused_s(self) -> float:
-        """Seconds for which nothing can be attempted; 0 where it can, infinity where a person ends it."""
-        ...
-
-    def paused_as(self) -> str:
-        """The verdict that rows are given back with meanwhile."""
-        ...
-
-    def why_paused(self) -> str | None:
-        """What is paused, by whom and why, as part of a sentence; None where nothing keeps all rows."""
+    def paused(self) -> Paused | None:
+        """What keeps all rows, as far as is known; None where they can be attempted."""
         ...
 
     def claim_limit(self, room: int) -> int:

@@ -25,7 +25,7 @@ from postroom import log
 from postroom.database.connect import Database
 from postroom.errors import DatabaseUnavailable, NotStarted
 from postroom.failpoints import reach
-from postroom.queue.claim import Claim, Held, Settlement, Work
+from postroom.queue.claim import Claim, Held, Paused, Settlement, Work
 from postroom.queue.deadline import Deadline
 from postroom.queue.outcome import Outcome, Verdict, outcome_of
 from postroom.queue.pauses import LOOK_S
@@ -181,8 +181,8 @@ class Engine(Generic[T]):
         try:
             while monotonic() < ends and not self._stopping and not (stop and stop.is_set()):
                 await self.work.look_at_pauses()
-                if self.work.paused_s() > 0:
-                    await self._give_back_buffer(self.work.paused_as())
+                if (paused := self.work.paused()) is not None:
+                    await self._give_back_buffer(paused.verdict)
                     break
                 if self._starts.refusal is not None and self._starts.refusals >= REFUSED_STARTS_MAX:
                     raise self._starts.refusal
@@ -202,7 +202,8 @@ class Engine(Generic[T]):
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await self._forget()
-        self._pass.paused = self.work.why_paused()
+        if (paused := self.work.paused()) is not None:
+            self._pass.paused = paused.said
         return self._pass
 
     async def attempt_now(self, claim: Claim[T], *, settle_s: float = 5.0) -> Outcome:
@@ -280,8 +281,8 @@ class Engine(Generic[T]):
 
     async def _fetch_once(self) -> None:
         await self.work.look_at_pauses(older_than_s=0.0 if self._paused and self._woken.is_set() else LOOK_S)
-        if (paused_s := self.work.paused_s()) > 0:
-            await self._rest_while_paused(paused_s)
+        if (paused := self.work.paused()) is not None:
+            await self._rest_while(paused)
             return
         self._paused = self._unmarked = False
         await self._wait_for_room()
@@ -294,19 +295,19 @@ class Engine(Generic[T]):
         if len(claims) < space:  # there was no more
             await self._sleep()
 
-    async def _rest_while_paused(self, paused_s: float) -> None:
+    async def _rest_while(self, paused: Paused) -> None:
         if not self._paused:
             # An insert need not call whoever may claim nothing; from here on only a resume does.
             await self._register(patient=False)
             self._paused = True
         self._woken.clear()
-        await self._give_back_buffer(self.work.paused_as())
+        await self._give_back_buffer(paused.verdict)
         if not self._in_flight and not self._unmarked:
             # Else the last attempt's mark would say that it is still in flight. Nothing begins meanwhile:
             # only this loop brings rows.
             await self.work.begin(self.id, [], list(self._starts.begun.values()))
             self._unmarked = True
-        await self._rest(min(paused_s, POLL_S_MAX))
+        await self._rest(min(paused.left_s, POLL_S_MAX))
 
     async def _claim(self, space: int, before: datetime | None) -> list[Claim[T]]:
         if space <= 0:
@@ -433,13 +434,9 @@ class Engine(Generic[T]):
         Its start, unless a person has paused the queue meanwhile: an attempt that waits for a connection or
         for a slot of handlers has not begun, and may wait for minutes.
         """
-        if (
-            self._claims
-            and not claim.started
-            and self.work.paused_s() > 0
-            and self.work.paused_as() == "released"
-        ):
-            raise NotStarted(f"the queue {self.work.queue} is paused", held=True)
+        paused = self.work.paused() if self._claims and not claim.started else None
+        if paused is not None and paused.verdict == "released":
+            raise NotStarted(paused.said, held=True)
         return await self._starts.begin(claim)
 
     def _ended(self, claim: Claim[T], outcome: Outcome, began: float) -> Settlement[T]:
@@ -536,8 +533,8 @@ class Engine(Generic[T]):
             try:
                 reach("tend.before")
                 await self.work.look_at_pauses()
-                if self.work.paused_s() > 0:  # the fetcher may wait for room
-                    await self._give_back_buffer(self.work.paused_as())
+                if (paused := self.work.paused()) is not None:  # the fetcher may wait for room
+                    await self._give_back_buffer(paused.verdict)
                 await self.work.tend()
                 reach("tend.after")
             except DatabaseUnavailable:

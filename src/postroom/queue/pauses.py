@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import inf
 from time import monotonic
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from postroom.database.audit import Action, Actor, record
 from postroom.database.connect import Database
 from postroom.database.connection import Connection
 from postroom.errors import PostroomError
+from postroom.queue.claim import Paused
 from postroom.spans import parse_span
 from postroom.wording import count_of, moment
 
@@ -141,6 +142,14 @@ class Pauses:
         """The pause of a queue or a transport; None where there is none."""
         pause, ends = self._known.get((kind, name), (None, -inf))
         return pause if ends > monotonic() else None
+
+    def of_queue(self, queue: str) -> Paused | None:
+        """The same of a queue, as whoever works on it needs it."""
+        if (held := self.of("queue", queue)) is None:
+            return None
+        return Paused(
+            self.left_s("queue", queue), "released", f"{held.what} is {held.said(datetime.now(UTC))}"
+        )
 
     def left_s(self, kind: Kind, name: str) -> float:
         """For how many seconds it is paused: 0 where it is not, infinity where only a person ends it."""

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from uuid import UUID
@@ -16,7 +16,7 @@ from uuid import UUID
 from postroom import log
 from postroom.errors import NotStarted, PermanentFailure, SendError
 from postroom.failpoints import reach
-from postroom.queue.claim import Begun, Claim, Settled, Settlement, Start
+from postroom.queue.claim import Begun, Claim, Paused, Settled, Settlement, Start
 from postroom.queue.outcome import Outcome, Verdict
 from postroom.queue.pauses import LOOK_S as LOOK_PAUSES_S
 from postroom.queue.pauses import Pauses
@@ -148,15 +148,8 @@ class Delivery:
     async def look_at_pauses(self, *, older_than_s: float = LOOK_PAUSES_S) -> None:
         await self._pauses.look(older_than_s=older_than_s)
 
-    def paused_s(self) -> float:
-        return self._pauses.left_s("queue", self.queue)
-
-    def paused_as(self) -> str:
-        return "released"
-
-    def why_paused(self) -> str | None:
-        held = self._pauses.of("queue", self.queue)
-        return None if held is None else f"queue {self.queue} is {held.said(datetime.now(UTC))}"
+    def paused(self) -> Paused | None:
+        return self._pauses.of_queue(self.queue)
 
     def claim_limit(self, room: int) -> int:
         return room
