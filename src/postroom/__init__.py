@@ -25,11 +25,13 @@ from postroom.errors import (
 )
 
 if TYPE_CHECKING:
+    from postroom.email.attachments import Attachment
     from postroom.email.enqueue import Email
     from postroom.room import Room
     from postroom.webhooks.event import Event
 
 __all__ = [
+    "Attachment",
     "ConfigError",
     "DatabaseUnavailable",
     "Email",
@@ -54,6 +56,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of ours
             from postroom.room import Room
 
             return Room
+        if name == "Attachment":
+            from postroom.email.attachments import Attachment
+
+            return Attachment
         if name == "Email":
             from postroom.email.enqueue import Email
 

@@ -18,6 +18,7 @@ from postroom.version import VERSION
 if TYPE_CHECKING:
     from postroom.alerts.settings import AlertSettings
     from postroom.database.connect import Database
+    from postroom.email.attachments import Attachment
     from postroom.email.delivery import Delivery
     from postroom.email.direct import DirectSends
     from postroom.email.enqueue import Email
@@ -115,6 +116,7 @@ class Room:
         send_at: datetime | None = None,
         priority: int = 0,
         max_attempts: int | None = None,
+        attachments: Sequence[Attachment | Mapping[str, Any]] | None = None,
         connection: object = None,
     ) -> UUID:
         """
@@ -130,6 +132,8 @@ class Room:
             send_at: Not before this moment; it must have a time zone.
             priority: Higher goes first among what is due.
             max_attempts: 6 where there is none.
+            attachments: Files that go with it, such as `[Attachment.from_file("invoice.pdf")]`, or objects
+                as Resend's API has them.
             connection: An asyncpg or psycopg (sync or async) connection, or a session or connection of
                 SQLAlchemy: the e-mail is queued in its transaction, which stays the caller's, and goes out
                 if that commits.
@@ -158,6 +162,7 @@ class Room:
             send_at=send_at,
             priority=priority,
             max_attempts=max_attempts,
+            attachments=attachments,
         )
         return await self.send_email(email, connection=connection)
 

@@ -38,6 +38,7 @@ class Ledger:
     port: int = 0
     delivered: list[Delivered] = field(default_factory=list)
     reply_delay_s: float = 0.0
+    size_bytes_max: int | None = None
 
     def by_message_id(self) -> dict[str, list[Delivered]]:
         """All copies of each mail."""
@@ -49,14 +50,15 @@ class Ledger:
 
 
 @contextmanager
-def running_ledger(*, reply_delay_s: float = 0.0) -> Iterator[Ledger]:
+def running_ledger(*, reply_delay_s: float = 0.0, size_bytes_max: int | None = None) -> Iterator[Ledger]:
     """
     A small SMTP server in a thread of its own, which outlives every worker.
 
     Args:
         reply_delay_s: Between the final dot and its 250: the time in which a kill doubles a mail.
+        size_bytes_max: What it announces that it takes (SIZE).
     """
-    ledger = Ledger(reply_delay_s=reply_delay_s)
+    ledger = Ledger(reply_delay_s=reply_delay_s, size_bytes_max=size_bytes_max)
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     stop = asyncio.Event()
@@ -97,7 +99,10 @@ async def _converse(ledger: Ledger, reader: asyncio.StreamReader, writer: asynci
         command = line.decode("utf-8", "replace").strip()
         verb = command.upper()
         if verb.startswith("EHLO"):
-            say("250-ledger\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES")
+            say("250-ledger\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8")
+            if ledger.size_bytes_max is not None:
+                say(f"250-SIZE {ledger.size_bytes_max}")
+            say("250 ENHANCEDSTATUSCODES")
         elif verb.startswith("MAIL FROM"):
             sender, mail_from_at = _address(command), time.time()
             say("250 2.1.0 Ok")

@@ -211,6 +211,7 @@ def _none(filters: Filters) -> str:
 
 
 async def _show(row_id: UUID, json: bool) -> None:
+    from postroom.email.attachments import without_contents
     from postroom.queue.dead_letters import read_row
     from postroom.queues import QUEUES
 
@@ -218,6 +219,7 @@ async def _show(row_id: UUID, json: bool) -> None:
         for queue in QUEUES:
             row = await read_row(room.database, queue, row_id)
             if row is not None:
+                row["attachments"] = without_contents(row.get("attachments"))
                 break
         else:
             raise PostroomError(f"there is no row {row_id} in either queue: `postroom dead-letters list`")

@@ -27,6 +27,7 @@ class Burden:
     Counts the bodies of large e-mails: claims wait while there are too many, attempts for each other.
 
     A worker's buffer is measured in rows. 40 of them with 10 MB each, rendered at once, took 1.4 GB.
+    Attachments are no part of a claim: they are read within in_flight(), which counts them.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class Burden:
     @asynccontextmanager
     async def in_flight(self, email: OutgoingEmail) -> AsyncIterator[None]:
         """Wait until this large one may be rendered and sent beside the others that are."""
-        characters = _characters(email)
+        characters = email.size
         async with self._freed:
             await self._freed.wait_for(
                 lambda: not self._in_flight or self._in_flight + characters <= HELD_CHARACTERS_MAX
@@ -89,7 +90,7 @@ class Burden:
 
 def is_large(email: OutgoingEmail) -> bool:
     """Whether an e-mail is counted."""
-    return _characters(email) > LARGE_CHARACTERS
+    return email.size > LARGE_CHARACTERS
 
 
 def _characters(email: OutgoingEmail) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from postroom.email.address import check_address, check_text, check_unicode, kind_of
+from postroom.email.attachments import check_attachments
 from postroom.email.headers import check_headers, check_line, check_subject
 from postroom.errors import InvalidEmail
 
@@ -34,6 +35,12 @@ class AcceptedEmail:
     metadata: dict[str, object] = field(repr=False)
     email_type: str | None
     idempotency_key: str | None
+    attachments: list[dict[str, str]] | None = field(default=None, repr=False)
+
+    @property
+    def attached(self) -> int | None:
+        """The characters of its attachments, about; None where there are none."""
+        return sum(len(file["content"]) for file in self.attachments) if self.attachments else None
 
 
 def check_email(
@@ -48,6 +55,7 @@ def check_email(
     metadata: object = None,
     email_type: object = None,
     idempotency_key: object = None,
+    attachments: object = None,
     may_be_empty: bool = False,
 ) -> AcceptedEmail:
     """
@@ -62,7 +70,7 @@ def check_email(
     Raises:
         InvalidEmail: It can never be stored or sent. Its `field` is one of `to`, `subject`,
             `html`, `text`, `from`, `reply_to`, `headers` (or `headers: NAME`), `metadata`,
-            `email_type`, `idempotency_key`.
+            `email_type`, `idempotency_key`, `attachments` (or `attachments[0].content`).
     """
     body_html = _check_body("html", html)
     body_text = None if text is None else _check_body("text", text)
@@ -86,6 +94,7 @@ def check_email(
         metadata=_check_metadata(metadata),
         email_type=_check_name("email_type", email_type),
         idempotency_key=_check_name("idempotency_key", idempotency_key),
+        attachments=[file.document for file in check_attachments(attachments)] or None,
     )
 
 

@@ -13,6 +13,7 @@ from postroom.email.burden import Burden, is_large
 from postroom.email.message import OutgoingEmail
 from postroom.email.store import START_GOOD_S, EmailStore
 from postroom.email.transports.failover import Failover, Pause
+from postroom.errors import DatabaseUnavailable, NotStarted
 from postroom.failpoints import reach
 from postroom.queue.claim import Begun, Claim, Paused, Settled, Settlement, Start
 from postroom.queue.outcome import Verdict
@@ -85,9 +86,17 @@ class Delivery:
             claim.route = transport_name
 
         if not is_large(claim.item):
-            return await self.transport.send(claim.item, start, on_route=take)
+            return await self.transport.send(await self._whole(claim.item), start, on_route=take)
         async with self._burden.in_flight(claim.item):
-            return await self.transport.send(claim.item, start, on_route=take)
+            return await self.transport.send(await self._whole(claim.item), start, on_route=take)
+
+    async def _whole(self, email: OutgoingEmail) -> OutgoingEmail:
+        if email.attached is None:
+            return email
+        try:
+            return await self.store.with_attachments(email)
+        except DatabaseUnavailable as error:
+            raise NotStarted(f"its attachments cannot be read: {error}", held=True) from None
 
     async def look_at_pauses(self, *, older_than_s: float = LOOK_S) -> None:
         await self._pauses.look(older_than_s=older_than_s)

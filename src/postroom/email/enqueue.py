@@ -27,6 +27,7 @@ from postroom.database.connect import Database
 from postroom.database.sqlstate import driver_error, sqlstate_of
 from postroom.email import sqlalchemy
 from postroom.email.address import kind_of
+from postroom.email.attachments import Attachment
 from postroom.email.check import AcceptedEmail, check_email
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
 from postroom.failpoints import reach
@@ -59,6 +60,7 @@ class Email:
         send_at: Not before this moment; it must have a time zone.
         priority: Higher goes first among what is due.
         max_attempts: 6 where there is none.
+        attachments: Files that go with it: Attachment objects, or objects as Resend's API has them.
     """
 
     to: str
@@ -74,6 +76,7 @@ class Email:
     send_at: datetime | None = None
     priority: int = 0
     max_attempts: int | None = None
+    attachments: Sequence[Attachment | Mapping[str, Any]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, fields: Email | Mapping[str, Any]) -> Email:
@@ -319,6 +322,7 @@ def _document(email: QueueableEmail) -> str:
         "max_attempts": email.max_attempts,
         "text": accepted.text,
         "headers": accepted.headers,
+        "attachments": accepted.attachments,
     }
     return _to_json({name: value for name, value in given.items() if value is not None})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from postroom.email.address import Mailbox, check_unicode, kind_of, quote_name
 from postroom.errors import InvalidEmail
@@ -114,6 +115,25 @@ def address_header(name: str, mailbox: Mailbox) -> bytes:
         if len(line) <= LINE_BYTES_MAX and "  " not in mailbox.name:
             return line.encode() + b"\r\n"
     return _encoded_words(name, mailbox.name)[:-2] + f"\r\n <{mailbox.wire_address}>\r\n".encode()
+
+
+def filename_parameter(filename: str) -> bytes:
+    """
+    What follows `Content-Disposition: attachment`: in quotes where ASCII will do, else in UTF-8, in sections
+    where that is long (RFC 2231, 3 and 4).
+    """
+    # What many programs take away, or take for an encoded word, is encoded.
+    if filename.isascii() and "=?" not in filename and filename == filename.strip():
+        escaped = filename.replace("\\", "\\\\").replace('"', '\\"')
+        space = " " if len(escaped) < _LINE_BYTES - 40 else "\r\n "
+        return f';{space}filename="{escaped}"'.encode()
+    encoded = quote(filename, safe="")
+    if len(encoded) <= _LINE_BYTES - 20:
+        return f";\r\n filename*=utf-8''{encoded}".encode()
+    sections = re.findall(r"(?:%[0-9A-F]{2}|[^%]){1,18}", encoded)  # of at most 54 characters
+    sections[0] = f"utf-8''{sections[0]}"
+    lines = [f" filename*{number}*={section}" for number, section in enumerate(sections)]
+    return (";\r\n" + ";\r\n".join(lines)).encode()
 
 
 def _by_name(item: tuple[object, object]) -> str:

@@ -21,6 +21,8 @@ class OutgoingEmail:
         headers: Further headers, name to value.
         created_at: The Date header; rows of old callers may have none.
         is_too_large: Its html and text are so large that they were not read.
+        attached: The bytes of its attachments, about; None where it has none.
+        attachments: What the row has, as JSON; None until they are read, when the attempt is about to begin.
     """
 
     id: UUID
@@ -36,3 +38,10 @@ class OutgoingEmail:
     max_attempts: int = 6
     email_type: str | None = None
     is_too_large: bool = False
+    attached: int | None = None
+    attachments: object = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Of its bodies and attachments: characters, or about as many bytes."""
+        return len(self.html) + len(self.text or "") + (self.attached or 0)

@@ -19,15 +19,19 @@ import asyncio
 import re
 from base64 import b64encode
 from binascii import b2a_qp
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from postroom.email.address import Mailbox, check_text, parse_mailbox
+from postroom.email.attachments import OTHER_TYPE, AttachedFile, read_attachments
 from postroom.email.headers import (
     LINE_BYTES_MAX,
     address_header,
     check_headers,
     check_subject,
+    filename_parameter,
     further_header,
     text_header,
 )
@@ -44,6 +48,10 @@ _PRINTABLE = bytes(range(32, 127)) + b"\t\r\n"
 _QP_LITERAL = bytes(range(33, 61)) + bytes(range(62, 127)) + b" \t\r\n"
 # Larger e-mails take long enough to be rendered in a thread.
 _ON_THE_LOOP_CHARACTERS_MAX = 32 * 1024
+
+
+Part = list[bytes]
+"""Headers and body of a part, in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class RenderedEmail:
     needs_smtputf8: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would take 1 of 12 us
 class CheckedEmail:
     """The parts of an e-mail that can be sent, each of them checked; see check_row()."""
 
@@ -77,6 +85,7 @@ class CheckedEmail:
     html: str = field(repr=False)
     text: str | None = field(repr=False)
     headers: dict[str, str] = field(repr=False)
+    attachments: list[AttachedFile] = field(repr=False)
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -114,11 +123,18 @@ def render(email: OutgoingEmail) -> RenderedEmail:
         *(further_header(name, value) for name, value in checked.headers.items()),
     ]
     parts = [_part("html", checked.html)] if checked.html.strip() or checked.text is None else []
+    shown = [file for file in checked.attachments if _shows(checked.html, file)] if parts else []
+    if shown:
+        files = [_file_part(file, "inline") for file in shown]
+        parts = [_multipart('related; type="text/html"', f"r_{email.id.hex}", parts + files)]
     if checked.text is not None:
         parts.insert(0, _part("plain", checked.text))
-    body = b"".join(parts[0]) if len(parts) == 1 else _alternative(email.id.hex, parts)
+    body = parts[0] if len(parts) == 1 else _multipart("alternative", email.id.hex, parts)
+    if len(shown) < len(checked.attachments):
+        files = [_file_part(file, "attachment") for file in checked.attachments if file not in shown]
+        body = _multipart("mixed", f"m_{email.id.hex}", [body, *files])
     return RenderedEmail(
-        content=b"".join(head) + body,
+        content=b"".join([*head, *body]),
         sender=checked.sender.wire_address,
         recipient=checked.recipient.wire_address,
         message_id=message_id,
@@ -145,11 +161,12 @@ def check_row(email: OutgoingEmail) -> CheckedEmail:
         headers = check_headers(email.headers)
         html = check_text("html", email.html)
         text = check_text("text", email.text) if email.text is not None else None
+        attachments = read_attachments(email.attachments) if email.attachments else []
     except InvalidEmail as error:
         raise PermanentFailure(f"{_COLUMNS.get(error.field, error.field)}: {error.problem}") from None
     if text is None and html.strip():
         text = plain_text(html)
-    return CheckedEmail(sender, recipient, reply_to, subject, html, text, headers)
+    return CheckedEmail(sender, recipient, reply_to, subject, html, text, headers, attachments)
 
 
 def message_id_of(email: OutgoingEmail, sender: Mailbox) -> str:
@@ -158,7 +175,7 @@ def message_id_of(email: OutgoingEmail, sender: Mailbox) -> str:
 
 
 def _takes_long(email: OutgoingEmail) -> bool:
-    return len(email.html) + len(email.text or "") > _ON_THE_LOOP_CHARACTERS_MAX
+    return email.size > _ON_THE_LOOP_CHARACTERS_MAX
 
 
 def _date(moment: datetime | None) -> bytes:
@@ -175,18 +192,67 @@ def _date(moment: datetime | None) -> bytes:
     ).encode()
 
 
-def _alternative(seed: str, parts: list[tuple[bytes, bytes]]) -> bytes:
+def _multipart(kind: str, seed: str, parts: Sequence[Part]) -> Part:
     boundary = f"=_postroom_{seed}".encode()
-    while any(boundary in body for _, body in parts):  # only a mail that quotes an earlier one
-        boundary += b"_"
-    pieces = [b'Content-Type: multipart/alternative; boundary="' + boundary + b'"\r\n\r\n']
-    for head, body in parts:
-        pieces += (b"--", boundary, b"\r\n", head, body, b"\r\n")
+    for part in parts:
+        for piece in part:
+            while boundary in piece:  # only in a mail that quotes an earlier one
+                boundary += b"_"
+    pieces = [b'Content-Type: multipart/%b; boundary="%b"\r\n\r\n' % (kind.encode(), boundary)]
+    for part in parts:
+        pieces += (b"--", boundary, b"\r\n", *part, b"\r\n")
     pieces += (b"--", boundary, b"--\r\n")
-    return b"".join(pieces)
+    return pieces
 
 
-def _part(subtype: str, text: str) -> tuple[bytes, bytes]:
+def _shows(html: str, file: AttachedFile) -> bool:
+    """Whether the HTML shows a file in its place, by a URL of its Content-ID (RFC 2392)."""
+    if file.content_id is None:
+        return False
+    return f"cid:{file.content_id}" in html or f"cid:{quote(file.content_id)}" in html
+
+
+def _file_part(file: AttachedFile, disposition: str) -> Part:
+    """Headers and body of a file, byte for byte; only of a message lines that end in LF end in CRLF."""
+    kind, encoding, body = file.content_type, "base64", None
+    if kind.startswith("message/"):  # may not be in base64 (RFC 2046, 5.2.1)
+        body = _as_message(file.bytes)
+        kind, encoding = (OTHER_TYPE, encoding) if body is None else (kind, "7bit")
+    elif kind.startswith("text/") and "charset=" not in kind.lower() and _is_utf8_beyond_ascii(file.bytes):
+        kind += "; charset=utf-8"
+    head = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: {encoding}\r\n"
+    named = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
+    return [
+        head.encode(),
+        f"Content-Disposition: {disposition}".encode(),
+        filename_parameter(file.filename),
+        f"\r\n{named}\r\n".encode(),
+        _wrapped(file.content.encode()) if body is None else body,
+    ]
+
+
+def _as_message(content: bytes) -> bytes | None:
+    """A message as 7bit; None where it is not."""
+    if not content.isascii() or b"\0" in content:
+        return None
+    content = content.replace(b"\r\n", b"\n")
+    if b"\r" in content:
+        return None
+    content = content.replace(b"\n", b"\r\n")
+    return content if _has_short_lines(content + b"\r\n") else None
+
+
+def _is_utf8_beyond_ascii(content: bytes) -> bool:
+    if content.isascii():
+        return False
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _part(subtype: str, text: str) -> Part:
     """Headers and body of one part: 7bit where that is possible, else the shorter encoding."""
     if "\r" in text:
         text = _LINE_BREAK.sub("\n", text)
@@ -203,7 +269,7 @@ def _part(subtype: str, text: str) -> tuple[bytes, bytes]:
         encoding = b"base64"
         data = _base64_lines(data)
     head = b"Content-Type: text/%b; charset=%b\r\nContent-Transfer-Encoding: %b\r\n\r\n"
-    return head % (subtype.encode(), charset, encoding), data
+    return [head % (subtype.encode(), charset, encoding), data]
 
 
 def _has_short_lines(data: bytes) -> bool:
@@ -217,5 +283,9 @@ def _has_short_lines(data: bytes) -> bool:
 
 
 def _base64_lines(data: bytes) -> bytes:
-    encoded = b64encode(data)
-    return b"".join(encoded[start : start + 76] + b"\r\n" for start in range(0, len(encoded), 76))
+    return _wrapped(b64encode(data))
+
+
+def _wrapped(encoded: bytes) -> bytes:
+    """In lines of 76, each of them ended."""
+    return b"".join([encoded[start : start + 76] + b"\r\n" for start in range(0, len(encoded), 76)])

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from postroom.database.connect import Database
 from postroom.email.mime import rendered
-from postroom.email.store import email_of
+from postroom.email.store import EmailStore, email_of
 from postroom.errors import PermanentFailure
 
 _DEADLINE_S = 30.0
@@ -43,7 +43,8 @@ async def read_source(database: Database, email_id: UUID, sender: str | None) ->
             item.id, item.to_email, item.subject, COALESCE(item.from_email, $2) AS from_email, item.reply_to,
             CASE WHEN size.bytes <= 52428800 THEN item.html END AS html,
             CASE WHEN size.bytes <= 52428800 THEN item.text END AS text,
-            item.headers::text AS headers, item.created_at, item.attempts, item.max_attempts, item.email_type
+            item.headers::text AS headers, item.created_at, item.attempts, item.max_attempts, item.email_type,
+            postroom.attached_bytes(item.attachments) AS attached
         FROM public.email_queue AS item
         CROSS JOIN LATERAL (
             SELECT octet_length(item.html) + COALESCE(octet_length(item.text), 0) AS bytes
@@ -57,6 +58,7 @@ async def read_source(database: Database, email_id: UUID, sender: str | None) ->
     if row is None:
         return None
     try:
-        return EmailSource((await rendered(email_of(row))).content)
+        email = await EmailStore(database).with_attachments(email_of(row))
+        return EmailSource((await rendered(email)).content)
     except PermanentFailure as error:
         return EmailSource(refused=str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID
 from postroom.database.connect import Database
 from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
+from postroom.errors import PermanentFailure
 from postroom.queue import statements
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 
@@ -27,6 +28,9 @@ mails a second to ever new recipients makes no more of them. A look at 5,000 tak
 
 BOOKS_AGAIN_S = 10.0
 """The wait after the last book, before the first one is looked at again."""
+
+ATTACHMENTS_S = 30.0
+"""For reading an e-mail's attachments."""
 
 HELD_COUNT_MAX = 100_000
 """Waiting rows beyond this many are not counted."""
@@ -68,7 +72,7 @@ class EmailStore:
         """Lease up to `limit` due e-mails; `beyond` is added to what the global limit has slots for."""
         asked_at = monotonic()
         rows = await self._database.fetch(
-            "SELECT * FROM postroom.claim_emails($1, $2, $3, $4, $5)",
+            "SELECT * FROM postroom.claim_emails($1, $2, $3, $4, $5, true)",
             worker,
             limit,
             self.sender,
@@ -79,6 +83,22 @@ class EmailStore:
             Claim(row["id"], email_of(row), row["lease_no"], row["lease_s"], asked_at + row["lease_s"])
             for row in rows
         ]
+
+    async def with_attachments(self, email: OutgoingEmail) -> OutgoingEmail:
+        """
+        A claimed e-mail with its attachments, which no claim brings: a worker holds those of its attempts.
+
+        Raises:
+            PermanentFailure: They are more than it should hold at all.
+        """
+        if email.attached is None or email.attachments is not None:
+            return email
+        rows = await self._database.fetch(
+            "SELECT * FROM postroom.email_attachments($1)", email.id, deadline_s=ATTACHMENTS_S
+        )
+        if not rows:  # or it is gone: then this is written nowhere
+            raise PermanentFailure("attachments: have in base64 more than 50 MB, which no mail server takes")
+        return replace(email, attachments=statements.read_json(rows[0][0]))
 
     async def begin(
         self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]
@@ -116,7 +136,7 @@ class EmailStore:
             """
             SELECT id, made, lease_s, created_at, wait_s, limit_key
             FROM postroom.begin_direct_email(
-                $1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11::text::jsonb, $12
+                $1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11::text::jsonb, $12, $13::text::jsonb
             )
             """,
             worker,
@@ -131,6 +151,7 @@ class EmailStore:
             accepted.text,
             json_text(accepted.headers),
             accepted.idempotency_key,
+            json_text(accepted.attachments),
         )
         assert row is not None
         if row["id"] is None:
@@ -149,6 +170,8 @@ class EmailStore:
             created_at=row["created_at"],
             max_attempts=1,
             email_type=accepted.email_type,
+            attached=accepted.attached,
+            attachments=accepted.attachments,
         )
         return Claim(row["id"], email, 1, row["lease_s"], asked_at + row["lease_s"])
 
@@ -271,6 +294,7 @@ def email_of(row: Any) -> OutgoingEmail:
         row["max_attempts"],
         row["email_type"],
         is_too_large=row["html"] is None,
+        attached=row["attached"],
     )
 
 

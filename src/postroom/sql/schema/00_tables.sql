@@ -57,7 +57,10 @@ CREATE TABLE public.email_queue (
     attempt_log     jsonb,                       -- the last twenty: [{"at": …, "outcome": …, "transport": …, …}]
 
     -- For figures of how long it took: set where it was to go out later, once next_retry_at is about to move on.
-    wanted_at       timestamptz
+    wanted_at       timestamptz,
+
+    -- [{"filename": …, "content": base64, "content_type"?, "content_id"?}] (docs/decisions/0031).
+    attachments     jsonb
 )
 -- A live row is updated about twice in its life: room for that on its page, and a vacuum that comes for the dead
 -- versions of the live rows, not for a share of all history.
@@ -67,6 +70,9 @@ WITH (
     autovacuum_vacuum_threshold = 5000,
     autovacuum_analyze_scale_factor = 0.02
 );
+
+-- Not compressed: files hardly shrink, and so their size is known unread.
+ALTER TABLE public.email_queue ALTER COLUMN attachments SET STORAGE EXTERNAL;
 
 -- claim_emails, email_wait_s: what is live, by priority, oldest due first. It holds no history.
 CREATE INDEX postroom_email_due
@@ -562,7 +568,8 @@ CREATE TYPE postroom.claimed_email AS (
     created_at   timestamptz,
     attempts     integer,
     max_attempts integer,
-    email_type   text
+    email_type   text,
+    attached     integer       -- the bytes of its attachments, about, which are read when it is attempted; NULL: none
 );
 
 CREATE TYPE postroom.claimed_webhook AS (

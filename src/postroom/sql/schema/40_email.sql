@@ -1,5 +1,35 @@
 -- The e-mail queue: enqueue, claim, begin, settle.
 
+-- In one transaction with the functions that return it: between the two, each claim would fail.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1
+        FROM pg_catalog.pg_attribute AS known
+        WHERE known.attrelid = 'postroom.claimed_email'::regclass AND known.attname = 'attached'
+    ) THEN
+        ALTER TYPE postroom.claimed_email ADD ATTRIBUTE attached integer;
+    END IF;
+END;
+$$;
+
+-- attached_bytes: about how many bytes a row's attachments take; NULL where there are none. Nothing is read for it that
+-- is stored apart.
+--
+-- Of whatever type the column is: a hand-made table may have one of this name. [], {}, '', false and 0 are none.
+CREATE OR REPLACE FUNCTION postroom.attached_bytes(p_attachments anyelement)
+RETURNS integer
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT CASE
+        WHEN p_attachments IS NULL THEN NULL
+        WHEN pg_column_size(p_attachments) >= 64 THEN pg_column_size(p_attachments)
+        WHEN to_jsonb(p_attachments) IN ('null', '[]', '{}', '""', '"[]"', 'false', '0') THEN NULL
+        ELSE pg_column_size(p_attachments)
+    END;
+$$;
+
 -- claim_emails: lease up to p_limit due e-mails to one worker: the highest priority first, then what has
 -- been due longest. p_before leaves out what became due later; p_from is written into rows that
 -- name no sender, so that every attempt sends the same.
@@ -9,14 +39,18 @@
 -- global limit has slots for, and p_beyond (below 0: what the worker holds and has not begun): those that wait
 -- for it keep their place untouched.
 --
+-- p_attachments: whether the worker knows of attachments; to one of before, an e-mail that has some is not given.
+--
 -- A row whose own trigger refuses the update would fail the whole batch: then the rows are
 -- taken one by one, and that one is set aside. (OTHERS leaves out a failed ASSERT, which is no less the row's own.)
+DROP FUNCTION IF EXISTS postroom.claim_emails(uuid, integer, text, timestamptz, integer);
 CREATE OR REPLACE FUNCTION postroom.claim_emails(
-    p_worker uuid,
-    p_limit  integer,
-    p_from   text DEFAULT NULL,
-    p_before timestamptz DEFAULT NULL,
-    p_beyond integer DEFAULT 0
+    p_worker      uuid,
+    p_limit       integer,
+    p_from        text DEFAULT NULL,
+    p_before      timestamptz DEFAULT NULL,
+    p_beyond      integer DEFAULT 0,
+    p_attachments boolean DEFAULT false
 )
 RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
@@ -34,7 +68,7 @@ BEGIN
     RETURN QUERY
     SELECT *
     FROM postroom.lease_emails(
-        p_worker, LEAST(p_limit, v_free + p_beyond), postroom.lease_length(), p_from, p_before
+        p_worker, LEAST(p_limit, v_free + p_beyond), postroom.lease_length(), p_from, p_before, p_attachments
     );
     IF FOUND THEN
         PERFORM postroom.get_up(p_worker);
@@ -112,10 +146,11 @@ END;
 $$;
 
 -- lock_due_emails: locks up to p_limit due rows of one priority and gives their ids, oldest due first. p_floor: those
--- that were due before it are left out: none of them is live (first_live_email).
+-- that were due before it are left out: none of them is live (first_live_email). p_attachments: also those that have some.
 DROP FUNCTION IF EXISTS postroom.lock_due_emails(integer, integer, timestamptz);
+DROP FUNCTION IF EXISTS postroom.lock_due_emails(integer, integer, timestamptz, timestamptz);
 CREATE OR REPLACE FUNCTION postroom.lock_due_emails(
-    p_priority integer, p_limit integer, p_before timestamptz, p_floor timestamptz
+    p_priority integer, p_limit integer, p_before timestamptz, p_floor timestamptz, p_attachments boolean
 )
 RETURNS TABLE (id uuid, crashed boolean)
 LANGUAGE plpgsql
@@ -140,6 +175,7 @@ BEGIN
             >= (SELECT COALESCE(p_floor, '-infinity'::timestamptz))
         -- Claimed before postroom came: the end of that lease is written elsewhere.
         AND (due.status = 'pending' OR due.due_at IS NOT NULL OR postroom.old_lease_ended('email', due.id))
+        AND (p_attachments OR postroom.attached_bytes(due.attachments) IS NULL)
         AND NOT EXISTS (
             SELECT 1
             FROM postroom.refused_rows AS refused
@@ -303,13 +339,14 @@ EXCEPTION WHEN OTHERS OR assert_failure THEN
 END;
 $$;
 
--- lease_emails: takes the leases; no rows where nothing is due. A NULL worker is an old caller, who takes no slots.
+-- lease_emails: takes the leases; no rows where nothing is due. A NULL worker is an old caller, who takes no slots, and
+-- would send an e-mail without its attachments: those that have some are left to workers (p_attachments).
 --
 -- Rows are locked and written in one subtransaction: rows that are locked by one and written by another take a
 -- multixact a claim, and whoever looks at them looks that up.
 DROP FUNCTION IF EXISTS postroom.lease_emails(uuid, integer, interval, text, timestamptz);
-CREATE FUNCTION postroom.lease_emails(
-    p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz
+CREATE OR REPLACE FUNCTION postroom.lease_emails(
+    p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz, p_attachments boolean
 )
 RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
@@ -368,7 +405,7 @@ BEGIN
                 array_agg(due.id) FILTER (WHERE due.crashed)
             INTO v_due, v_crashed
             FROM postroom.lock_due_emails(
-                v_priority, p_limit - v_leased, p_before, v_first
+                v_priority, p_limit - v_leased, p_before, v_first, p_attachments
             ) AS due;
 
             IF v_crashed IS NOT NULL THEN
@@ -416,7 +453,7 @@ BEGIN
     END LOOP;
     PERFORM postroom.keep_look('email', v_look, v_floors, v_lowest, v_began, v_took, v_pages);
     IF v_leased = 0 AND postroom.look_again('email', v_look) THEN
-        RETURN QUERY SELECT * FROM postroom.lease_emails(p_worker, p_limit, p_lease, p_from, p_before);
+        RETURN QUERY SELECT * FROM postroom.lease_emails(p_worker, p_limit, p_lease, p_from, p_before, p_attachments);
     END IF;
 END;
 $$;
@@ -446,7 +483,8 @@ BEGIN
         RETURNING
             due.place, email_queue.id, email_queue.lease_no, email_queue.to_email, email_queue.subject,
             email_queue.html, email_queue.text, email_queue.from_email, email_queue.reply_to, email_queue.headers,
-            email_queue.created_at, email_queue.attempts, email_queue.max_attempts, email_queue.email_type
+            email_queue.created_at, email_queue.attempts, email_queue.max_attempts, email_queue.email_type,
+            postroom.attached_bytes(email_queue.attachments) AS attached
     )
     SELECT
         leased.id, leased.lease_no, extract(EPOCH FROM p_lease)::double precision, leased.to_email, leased.subject,
@@ -454,9 +492,30 @@ BEGIN
         CASE WHEN octet_length(leased.html) + COALESCE(octet_length(leased.text), 0) <= 52428800 THEN leased.html END,
         CASE WHEN octet_length(leased.html) + octet_length(leased.text) <= 52428800 THEN leased.text END,
         leased.from_email, leased.reply_to, leased.headers, leased.created_at,
-        COALESCE(leased.attempts, 0), COALESCE(leased.max_attempts, 6), leased.email_type
+        COALESCE(leased.attempts, 0), COALESCE(leased.max_attempts, 6), leased.email_type, leased.attached
     FROM leased
     ORDER BY leased.place;
+END;
+$$;
+
+-- email_attachments: an e-mail's attachments, whatever type their column is of; no row where they are more than a worker
+-- should hold in memory, or the e-mail is gone.
+CREATE OR REPLACE FUNCTION postroom.email_attachments(p_id uuid)
+RETURNS SETOF text
+LANGUAGE plpgsql
+STABLE
+SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT read.attachments
+    FROM (
+        SELECT to_jsonb(email.attachments)::text AS attachments
+        FROM public.email_queue AS email
+        WHERE email.id = p_id
+        OFFSET 0  -- written out twice else
+    ) AS read
+    WHERE octet_length(read.attachments) <= 52428800;
 END;
 $$;
 
@@ -690,6 +749,9 @@ $$;
 -- to come back. Where a row has the key already it is the answer: made is false.
 --
 -- p_id comes from the caller, who must know it where the answer to this call is lost.
+DROP FUNCTION IF EXISTS postroom.begin_direct_email(
+    uuid, uuid, text, text, text, text, text, text, jsonb, text, jsonb, text
+);
 CREATE OR REPLACE FUNCTION postroom.begin_direct_email(
     p_worker          uuid,
     p_id              uuid,
@@ -703,6 +765,7 @@ CREATE OR REPLACE FUNCTION postroom.begin_direct_email(
     p_text            text,
     p_headers         jsonb,
     p_idempotency_key text,
+    p_attachments     jsonb DEFAULT NULL,
     OUT id         uuid,
     OUT made       boolean,
     OUT lease_s    double precision,
@@ -755,6 +818,9 @@ BEGIN
         EXIT WHEN FOUND;
     END LOOP;
 
+    IF p_attachments IS NOT NULL THEN  -- apart: a table's own column of this name may be of a type that no others need
+        UPDATE public.email_queue SET attachments = p_attachments WHERE email_queue.id = begin_direct_email.id;
+    END IF;
     UPDATE public.email_queue
     SET status = 'processing', due_at = clock_timestamp() + v_lease, lease_no = 1, leased_by = p_worker
     WHERE email_queue.id = begin_direct_email.id;
@@ -1108,6 +1174,9 @@ BEGIN
         text => NULLIF(COALESCE(p_text, v_old.text), ''),
         headers => CASE WHEN v_old.headers <> 'null' THEN v_old.headers END
     );
+    IF postroom.attached_bytes(v_old.attachments) IS NOT NULL THEN
+        UPDATE public.email_queue SET attachments = v_old.attachments WHERE email_queue.id = v_new;
+    END IF;
     UPDATE public.email_queue
     SET status = 'failed', failed_at = clock_timestamp(), updated_at = clock_timestamp(),
         dead_reason = COALESCE(email_queue.dead_reason, 'discarded'),

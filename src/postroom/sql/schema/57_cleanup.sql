@@ -51,7 +51,7 @@ BEGIN
                 WHEN 'failed' THEN email.dead_reason IS NOT NULL
                     AND COALESCE(email.failed_at, email.updated_at, email.created_at) < v_body
             END
-            AND (email.html <> '' OR email.text IS NOT NULL)
+            AND (email.html <> '' OR email.text IS NOT NULL OR postroom.attached_bytes(email.attachments) IS NOT NULL)
         FOR UPDATE SKIP LOCKED
     );
     RETURN QUERY
@@ -63,7 +63,7 @@ BEGIN
     IF NOT p_dry_run THEN
         DELETE FROM public.email_queue WHERE email_queue.ctid = ANY (v_gone);
         UPDATE public.email_queue
-        SET html = '', text = NULL, updated_at = clock_timestamp()
+        SET html = '', text = NULL, attachments = DEFAULT, updated_at = clock_timestamp()
         WHERE email_queue.ctid = ANY (v_emptied);
     END IF;
 END;

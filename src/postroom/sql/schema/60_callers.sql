@@ -60,6 +60,8 @@ $$;
 COMMENT ON FUNCTION public.calculate_webhook_retry_time(integer)
 IS 'postroom: when the attempt after this one is due, by webhook.backoff, without jitter';
 
+-- E-mails with attachments are left to workers: a caller who knows these columns would send them without.
+--
 -- RETURNS TABLE (id ...) makes `id` a variable of plpgsql; in LANGUAGE sql, and with every column named
 -- by its table, nothing is ambiguous.
 CREATE OR REPLACE FUNCTION public.get_email_queue_batch(batch_size integer DEFAULT 50)
@@ -84,10 +86,10 @@ AS $$
         email.id, email.to_email, email.subject, email.html, email.from_email, email.reply_to,
         email.attempts, email.max_attempts, email.email_type, email.metadata
     FROM postroom.lease_emails(
-        NULL, GREATEST(get_email_queue_batch.batch_size, 0), interval '15 minutes', NULL, NULL
+        NULL, GREATEST(get_email_queue_batch.batch_size, 0), interval '15 minutes', NULL, NULL, false
     ) WITH ORDINALITY AS claimed (
         id, lease_no, lease_s, to_email, subject, html, text, from_email, reply_to, headers, created_at, attempts,
-        max_attempts, email_type, place
+        max_attempts, email_type, attached, place
     )
     JOIN public.email_queue AS email ON email.id = claimed.id
     ORDER BY claimed.place;
@@ -462,8 +464,10 @@ VOLATILE
 SET search_path = ''
 AS $$
 DECLARE
-    v_wrong  text;
-    v_sent   record;
+    v_wrong    text;
+    v_further  record;
+    v_file     record;
+    v_attached boolean := false;
     v_ids    uuid[] := '{}';
     v_seed   bytea;
     v_us     bigint;
@@ -487,8 +491,8 @@ BEGIN
                 WHEN jsonb_typeof(given.email) <> 'object' THEN ': must be an object'
                 WHEN given.email - ARRAY[
                     'to_email', 'subject', 'html', 'from_email', 'reply_to', 'email_type', 'metadata',
-                    'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers'
-                ] <> '{}' THEN ': only arguments of enqueue_email are fields of an e-mail'
+                    'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers', 'attachments'
+                ] <> '{}' THEN ': only arguments of enqueue_email, and attachments, are fields of an e-mail'
                 WHEN email.to_email IS NULL THEN '.to_email: is missing'
                 WHEN email.subject IS NULL THEN '.subject: is missing'
                 WHEN email.html IS NULL THEN '.html: is missing'
@@ -538,18 +542,69 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = v_wrong;
     END IF;
 
-    FOR v_sent IN
-        SELECT given.email ->> 'send_at' AS at, given.place
+    FOR v_further IN
+        SELECT given.email ->> 'send_at' AS send_at, NULLIF(given.email -> 'attachments', 'null') AS files, given.place
         FROM jsonb_array_elements(emails) WITH ORDINALITY AS given (email, place)
-        WHERE given.email ->> 'send_at' IS NOT NULL
+        WHERE given.email ->> 'send_at' IS NOT NULL OR given.email ? 'attachments'
     LOOP
         BEGIN
-            PERFORM v_sent.at::timestamptz;
+            PERFORM v_further.send_at::timestamptz;
         EXCEPTION WHEN data_exception THEN
             RAISE EXCEPTION USING
                 ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('emails[%s].send_at: must be a moment, such as 2030-12-31T23:59:59Z', v_sent.place - 1);
+                MESSAGE = format('emails[%s].send_at: must be a moment, such as 2030-12-31T23:59:59Z', v_further.place - 1);
         END;
+        CONTINUE WHEN v_further.files IS NULL;
+
+        v_attached := true;
+        v_wrong := CASE
+            WHEN jsonb_typeof(v_further.files) <> 'array' THEN ': must be an array of {"filename", "content"}'
+            WHEN jsonb_array_length(v_further.files) > 100 THEN ': are more than 100'
+            WHEN octet_length(v_further.files::text) > 36700160 THEN ': have with their encoding more than 35 MiB'
+            ELSE (
+                SELECT format('[%s]', file.place - 1) || wrong.text
+                FROM jsonb_array_elements(v_further.files) WITH ORDINALITY AS file (file, place)
+                CROSS JOIN LATERAL (
+                    SELECT CASE
+                        WHEN jsonb_typeof(file.file) <> 'object' THEN ': must be an object of filename and content'
+                        WHEN file.file ->> 'path' IS NOT NULL THEN '.path: nothing is fetched; give the file itself as content'
+                        WHEN file.file - '{filename,content,content_type,content_id,contentType,contentId,path}'::text[] <> '{}'
+                            THEN ': has fields besides filename, content, content_type and content_id'
+                        WHEN COALESCE(jsonb_typeof(file.file -> 'filename'), '') <> 'string' THEN '.filename: must be a text'
+                        WHEN file.file ->> 'filename' !~ '^[^[:cntrl:]]{1,255}$'
+                            THEN '.filename: must be one line of at most 255 characters'
+                        WHEN COALESCE(jsonb_typeof(file.file -> 'content'), '') <> 'string'
+                            THEN '.content: must be a text, the file in base64'
+                        WHEN COALESCE(file.file ->> 'content_type', file.file ->> 'contentType')
+                            !~ '^[!#$&^_.+a-zA-Z0-9-]+/[!#$&^_.+a-zA-Z0-9-]+( *;[ -~]*)?$'
+                            THEN '.content_type: must be a type, such as application/pdf'
+                        WHEN COALESCE(file.file ->> 'content_id', file.file ->> 'contentId') !~ '^<?[!-;=?-~]{1,200}>?$'
+                            THEN '.content_id: must be a word, such as logo'
+                    END AS text
+                ) AS wrong
+                WHERE wrong.text IS NOT NULL
+                ORDER BY file.place
+                LIMIT 1
+            )
+        END;
+        IF v_wrong IS NULL THEN
+            FOR v_file IN
+                SELECT file.file ->> 'content' AS content, file.place
+                FROM jsonb_array_elements(v_further.files) WITH ORDINALITY AS file (file, place)
+            LOOP
+                BEGIN
+                    PERFORM decode(v_file.content, 'base64');
+                EXCEPTION WHEN data_exception THEN
+                    v_wrong := format('[%s].content: is no base64', v_file.place - 1);
+                    EXIT;
+                END;
+            END LOOP;
+        END IF;
+        IF v_wrong IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('emails[%s].attachments%s', v_further.place - 1, v_wrong);
+        END IF;
     END LOOP;
 
     -- gen_random_uuid() takes 2.6 us of 7 for a row, a hash of one of them and a number 1. They are written out here and in
@@ -567,27 +622,53 @@ BEGIN
     );
 
     FOR v_round IN 1..10 LOOP
-        INSERT INTO public.email_queue (
-            id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
-            next_retry_at, priority, max_attempts, text, headers
-        )
-        SELECT
-            v_new[given.place], given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
-            COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
-            COALESCE(given.max_attempts, 6), given.text, given.headers
-        FROM ROWS FROM (
-            jsonb_to_recordset(emails) AS (
-                to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
-                idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
-                headers jsonb
+        -- Apart: a table's own column of this name may be of another type, or take no NULL, and is not named without need.
+        IF v_attached THEN
+            INSERT INTO public.email_queue (
+                id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
+                next_retry_at, priority, max_attempts, text, headers, attachments
             )
-        ) WITH ORDINALITY AS given (
-            to_email, subject, html, from_email, reply_to, email_type, metadata,
-            idempotency_key, send_at, priority, max_attempts, text, headers, place
-        )
-        WHERE v_ids[given.place] IS NULL
-        ORDER BY given.idempotency_key NULLS FIRST, given.place
-        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
+            SELECT
+                v_new[given.place], given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
+                COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
+                COALESCE(given.max_attempts, 6), given.text, given.headers,
+                COALESCE(given.attachments, '[]')
+            FROM ROWS FROM (
+                jsonb_to_recordset(emails) AS (
+                    to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
+                    idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
+                    headers jsonb, attachments jsonb
+                )
+            ) WITH ORDINALITY AS given (
+                to_email, subject, html, from_email, reply_to, email_type, metadata,
+                idempotency_key, send_at, priority, max_attempts, text, headers, attachments, place
+            )
+            WHERE v_ids[given.place] IS NULL
+            ORDER BY given.idempotency_key NULLS FIRST, given.place
+            ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
+        ELSE
+            INSERT INTO public.email_queue (
+                id, to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key,
+                next_retry_at, priority, max_attempts, text, headers
+            )
+            SELECT
+                v_new[given.place], given.to_email, given.subject, given.html, given.from_email, given.reply_to, given.email_type,
+                COALESCE(given.metadata, '{}'), given.idempotency_key, given.send_at, COALESCE(given.priority, 0),
+                COALESCE(given.max_attempts, 6), given.text, given.headers
+            FROM ROWS FROM (
+                jsonb_to_recordset(emails) AS (
+                    to_email text, subject text, html text, from_email text, reply_to text, email_type text, metadata jsonb,
+                    idempotency_key text, send_at timestamptz, priority integer, max_attempts integer, text text,
+                    headers jsonb
+                )
+            ) WITH ORDINALITY AS given (
+                to_email, subject, html, from_email, reply_to, email_type, metadata,
+                idempotency_key, send_at, priority, max_attempts, text, headers, place
+            )
+            WHERE v_ids[given.place] IS NULL
+            ORDER BY given.idempotency_key NULLS FIRST, given.place
+            ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
+        END IF;
         GET DIAGNOSTICS v_stored = ROW_COUNT;
         IF v_stored = cardinality(v_new) THEN
             RETURN v_new;

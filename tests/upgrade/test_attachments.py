@@ -1,0 +1,79 @@
+"""A hand-made table that has a column `attachments` already, of whatever type."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from postroom.database.migrate import migrate
+from tests.upgrade.conftest import Project
+
+FILE = {"filename": "a.pdf", "content": "JVBERg=="}
+MAIL = {"to_email": "ada@example.com", "subject": "s", "html": "h"}
+
+HAND_MADE = {
+    "jsonb DEFAULT '[]' NOT NULL": ('[{"filename": "a.pdf", "content": "JVBERg=="}]', True),
+    "json": ('[{"filename": "a.pdf", "content": "JVBERg=="}]', True),
+    "text DEFAULT '' NOT NULL": ('[{"filename": "a.pdf", "content": "JVBERg=="}]', True),
+    "text[] DEFAULT '{}' NOT NULL": ("{https://example.com/a.pdf}", False),
+    "boolean DEFAULT false NOT NULL": ("true", False),
+    "integer DEFAULT 0 NOT NULL": ("2", False),
+    "bytea": ("\\x255044462d", False),
+}
+
+
+@pytest.mark.parametrize(("kind", "written"), HAND_MADE.items(), ids=HAND_MADE)
+async def test_a_column_of_this_name_that_was_there_is_kept_and_read(
+    project: Project,
+    kind: str,
+    written: tuple[str, bool],
+) -> None:
+    """
+    Its type, its default and what it holds: the upgrade touches none of them, and mail goes on.
+
+    What is in it is seen by every claim; only a column that can hold JSON takes files from our functions.
+    """
+    value, holds_files = written
+    project.execute(f"ALTER TABLE email_queue ADD COLUMN attachments {kind}")
+    project.execute(
+        f"""
+        INSERT INTO email_queue (to_email, subject, html, email_type, attachments)
+        VALUES ('ada@example.com', 's', 'h', 'with files', '{value}')
+        """
+    )
+    before = project.execute("SELECT attachments::text FROM email_queue WHERE email_type = 'with files'")
+    await migrate(project.url)
+    after = project.execute(
+        """
+        SELECT attachments::text, postroom.attached_bytes(attachments) > 0 AS has, id
+        FROM email_queue WHERE email_type = 'with files'
+        """
+    )
+    assert [row["attachments"] for row in after] == [row["attachments"] for row in before]
+    assert [row["has"] for row in after] == [True]
+    read = project.execute(f"SELECT postroom.email_attachments('{after[0]['id']}') AS found")
+    assert json.loads(read[0]["found"])
+
+    emails = json.dumps([MAIL, MAIL | {"subject": "t"}])
+    (queued,) = project.execute(
+        f"SELECT enqueue_emails('{emails}') AS ids, enqueue_email('a@b.example', 's', 'h')"
+    )
+    assert len(queued["ids"]) == 2
+    none = project.execute(
+        f"""
+        SELECT count(*) FROM email_queue
+        WHERE id = '{queued["ids"][0]}' AND postroom.attached_bytes(attachments) IS NULL
+        """
+    )
+    assert none[0]["count"] == 1
+    with_files = json.dumps([MAIL | {"attachments": [FILE]}, MAIL])
+    if holds_files:
+        (queued,) = project.execute(f"SELECT enqueue_emails('{with_files}') AS ids")
+        read = project.execute(f"SELECT postroom.email_attachments('{queued['ids'][0]}') AS found")
+        found = json.loads(read[0]["found"])
+        assert (json.loads(found) if isinstance(found, str) else found) == [FILE]
+    else:
+        with pytest.raises(psycopg.errors.DatatypeMismatch, match='column "attachments" is of type'):
+            project.execute(f"SELECT enqueue_emails('{with_files}')")
