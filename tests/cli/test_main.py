@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,23 @@ def test_a_stdout_that_takes_nothing_is_no_traceback(programs: Programs, redirec
     )
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == code
+
+
+def test_a_home_that_is_closed_hinders_no_command(programs: Programs, tmp_path: Path) -> None:
+    """As under systemd's ProtectHome: nobody looks for a client certificate where nobody may look."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    as_others = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*as_others, *COMMAND, "psql", "-c", "SELECT 1 AS one"],
+        env={**programs._environment(), "HOME": str(home)},
+        cwd=programs.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["one", "1"], "")
 
 
 def test_help_loads_neither_the_database_nor_the_settings() -> None:

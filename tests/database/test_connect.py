@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from errno import EACCES
 
 import asyncpg
 import pytest
@@ -235,6 +236,19 @@ async def test_swallowed_error_does_not_commit_silently(empty_database_url: str)
                 with pytest.raises(asyncpg.DivisionByZeroError):
                     await connection.execute("SELECT 1 / 0")
         assert await database.fetchval("SELECT count(*) FROM t") == 0
+
+
+async def test_a_closed_home_is_named_to_a_program(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg looks there for a certificate: the command line does without, a program is told."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(EACCES, "Permission denied", "/home/shop/.postgresql/postgresql.key")
+
+    monkeypatch.setattr(asyncpg, "connect", refuse)
+    with pytest.raises(DatabaseUnavailable, match=r"postgresql\.key is closed to this user: set HOME"):
+        await Database.open(empty_database_url)
 
 
 async def test_lost_transaction_is_unavailable(empty_database_url: str) -> None:

@@ -122,6 +122,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale that cannot show a subject stops nothing
+    _forget_a_closed_home()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -131,6 +132,20 @@ def main() -> NoReturn:
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(code)  # everything is closed: taking the interpreter apart would cost 50 ms more
+
+
+def _forget_a_closed_home() -> None:
+    """
+    Have no HOME where it cannot be entered, as under systemd's ProtectHome or after runuser.
+
+    asyncpg and libpq look there for a client certificate, and connect to nothing when they may not look.
+    """
+    try:
+        Path.home().joinpath(".postgresql/postgresql.crt").stat()
+    except PermissionError:
+        os.environ["HOME"] = "/nonexistent"
+    except (OSError, RuntimeError):  # not there: nothing to forget
+        return
 
 
 def run(arguments: list[str]) -> int:

@@ -104,6 +104,8 @@ def unavailable(error: Exception, name: str) -> DatabaseUnavailable:
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, TimeoutError):
         text = "no answer in time"
+    elif isinstance(error, PermissionError) and "/.postgresql/" in str(error.filename):
+        text = f"{error.filename} is closed to this user: set HOME to a folder of its own"
     elif isinstance(error, gaierror):
         text = f"its host is not found ({(error.strerror or '').lower()})"
     elif (
