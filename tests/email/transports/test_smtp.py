@@ -922,6 +922,18 @@ async def test_refused_password_is_down_and_shown_nowhere(
     assert server.mails == []
 
 
+async def test_what_to_check_is_said_to_who_is_called_user(
+    open_secured: Any, authority: Authority, new_email: NewEmail
+) -> None:
+    """What a server repeats is blotted out, not the same words in our own advice."""
+    server, transport = await open_secured(
+        starttls="required", username="user", password="password", ca_file=str(authority.ca_file)
+    )
+    server.always("AUTH", "535 5.7.8 no such user")
+    with pytest.raises(TransportDown, match=r"no such \*\*\*; check user and password in POSTROOM_TRANSPORT"):
+        await transport.send(new_email(), started)
+
+
 async def test_server_without_auth_is_down_for_who_has_a_password(
     smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
 ) -> None:

@@ -163,6 +163,7 @@ def _helo_name(sock: socket.socket) -> str:
 def _down(server: SmtpServer, error: Exception) -> TransportDown:
     """One line that says what failed and never holds a secret, even where the server repeats it."""
     code = None
+    advice = ""
     kind: type[TransportDown] = TransportDown
     if isinstance(error, aiosmtplib.SMTPResponseException):
         reply = make_reply(error.code, error.message) if 200 <= error.code < 600 else None
@@ -171,7 +172,8 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
         if error.code == 421:
             kind = TooManyConnections
         elif isinstance(error, aiosmtplib.SMTPAuthenticationError):
-            text = f"authentication refused: {text}; check user and password in POSTROOM_TRANSPORT"
+            text = f"authentication refused: {text}"
+            advice = "; check user and password in POSTROOM_TRANSPORT"
         elif isinstance(error, aiosmtplib.SMTPConnectResponseError) and 400 <= error.code < 500:
             kind = TooManyConnections
     elif isinstance(error, ssl.SSLCertVerificationError):
@@ -187,7 +189,7 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
         text = os.strerror(error.errno)
     else:
         text = str(error) or type(error).__name__
-    return kind(f"{server.name}: {_without_secrets(server, printable(text))}", code=code)
+    return kind(f"{server.name}: {_without_secrets(server, printable(text))}{advice}", code=code)
 
 
 def _without_secrets(server: SmtpServer, text: str) -> str:
