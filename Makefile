@@ -60,6 +60,8 @@ fmt: $(SETUP) ## format the code
 lock: $(SETUP) ## put the dependencies of pyproject.toml into the lock files, and keep the versions that are there
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group dev --extra alerts --extra otel --extra psycopg -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --extra alerts --extra otel --extra psycopg -c requirements.lock \
+	    -o deploy/requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group bench -c requirements.lock \
 	    -o bench/requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS) --group docs -c requirements.lock \

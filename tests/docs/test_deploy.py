@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import free_port
+
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_unit_is_one_for_systemd(tmp_path: Path) -> None:
@@ -30,11 +40,75 @@ def test_the_unit_is_one_for_systemd(tmp_path: Path) -> None:
 
 
 def test_the_image_is_made_of_what_the_repository_has() -> None:
-    """Each file that the Dockerfile copies is there and not left out."""
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    left_out = (ROOT / ".dockerignore").read_text().split()
-    names = [name for line in copied for name in line.split()]
-    assert names
-    for name in names:
+    """Each file that the Dockerfile copies is there and let in, and nothing else is."""
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    named = [name for line in copied for name in line.split()]
+    let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert named
+    assert sorted(named) == sorted(let_in)
+    for name in named:
         assert (ROOT / name).exists(), name
-        assert name not in left_out
+    assert (ROOT / ".dockerignore").read_text().startswith("*\n")
+
+
+def test_the_image_has_the_versions_that_are_tested() -> None:
+    """All that postroom and its extras need is in deploy/requirements.lock, as it is in requirements.lock."""
+    tested, deployed = _locked("requirements.lock"), _locked("deploy/requirements.lock")
+    extras = ("alerts", "otel", "psycopg")
+    needed = [
+        *PROJECT["dependencies"],
+        *(one for extra in extras for one in PROJECT["optional-dependencies"][extra]),
+    ]
+    assert {_name(one) for one in needed} <= deployed.keys()
+    assert "psycopg-binary" in deployed  # the image has no libpq
+    assert {name: tested.get(name) for name in deployed} == deployed
+
+
+def test_the_image_starts_a_command_that_there_is() -> None:
+    """Its entry point is the package's program, and what it says by default one of its commands."""
+    from postroom.cli.main import app
+
+    entry = re.search(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)
+    command = re.search(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)
+    assert entry is not None
+    assert command is not None
+    assert json.loads(entry[1])[0] in PROJECT["scripts"]
+    assert json.loads(command[1])[0] in {one.name for one in app.registered_commands}
+
+
+def test_the_image_asks_its_door_whether_it_is_well() -> None:
+    """Its health check is content with a door that answers, and not with one that does not."""
+    found = re.search(r"^HEALTHCHECK .*?CMD (.+)$", DOCKERFILE, re.MULTILINE)
+    assert found is not None
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "POSTROOM_PORT": str(port),
+    }
+    with http.server.HTTPServer(("127.0.0.1", port), _Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert subprocess.run(["sh", "-c", found[1]], env=environment, check=False).returncode == 0
+        server.shutdown()
+    down = subprocess.run(["sh", "-c", found[1]], env=environment, capture_output=True, check=False)
+    assert down.returncode == 1
+
+
+class _Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def _locked(file: str) -> dict[str, str]:
+    """The versions of a lock file by the packages' names."""
+    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", (ROOT / file).read_text(), re.MULTILINE))
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[\w.-]+", requirement)
+    assert found is not None
+    return found[0].lower().replace("_", "-")
