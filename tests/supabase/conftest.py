@@ -17,7 +17,13 @@ from postroom.supabase.functions import export_functions
 from tests.conftest import DEBIAN_15
 from tests.http.conftest import Served, serving, settings_of
 from tests.schedule.test_pg_cron import CONTROL
-from tests.supabase.projects import PRELOADED, supabase_server
+from tests.supabase.projects import (
+    CRON_DATABASE,
+    PRELOADED,
+    SupabaseProject,
+    supabase_project,
+    supabase_server,
+)
 from tests.support.node import Driver, NodeTools, node_tools, running_driver
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.waiting import until_now
@@ -121,3 +127,11 @@ def server_with_pg_cron() -> Iterator[PostgresServer]:
         pytest.skip("needs Debian's package postgresql-15-cron")
     with supabase_server(DEBIAN_15, PRELOADED) as server:
         yield server
+
+
+@pytest.fixture(params=["postgresql 18", "postgresql 15, pg_cron not enabled"])
+def project(request: pytest.FixtureRequest) -> Iterator[SupabaseProject]:
+    """An empty project."""
+    name = "new_server" if request.param == "postgresql 18" else "server_with_pg_cron"
+    with supabase_project(request.getfixturevalue(name), CRON_DATABASE) as one:
+        yield one

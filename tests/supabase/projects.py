@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from tests.support.node import NodeTools
 from tests.support.postgres import SETTINGS, PostgresServer, running_server
 from tests.upgrade.conftest import HANDMADE, OWN_ROLES, Project
 
 HERE = Path(__file__).parent
+PUSH_S_MAX = 100
 ADMIN = "supabase_admin"
 CRON_DATABASE = "house"
 PRELOADED = f"shared_preload_libraries = 'pg_cron'\ncron.database_name = '{CRON_DATABASE}'\n"
@@ -113,6 +118,45 @@ def command(url: str, *arguments: str, **settings: str) -> subprocess.CompletedP
         check=False,
         timeout=100,
     )
+
+
+def push_command(tools: NodeTools, url: str) -> list[str]:
+    """`supabase db push` to a database."""
+    return [str(tools.supabase), "db", "push", "--yes", "--db-url", f"{url}?sslmode=disable"]
+
+
+def push(tools: NodeTools, folder: Path, url: str) -> str:
+    """`supabase db push`, by the real program; returns what it says."""
+    done = subprocess.run(
+        push_command(tools, url),
+        cwd=folder,
+        env=tools.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PUSH_S_MAX,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr + done.stdout
+
+
+def postroom(project: SupabaseProject | Project, *arguments: str, **settings: str) -> str:
+    """The command line, as the project's owner."""
+    done = command(project.url, *arguments, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def into(maildir: Path) -> dict[str, str]:
+    """Settings of a worker that delivers into a folder."""
+    return {"POSTROOM_TRANSPORT": f"maildir:{maildir}", "POSTROOM_FROM": "shop@example.com"}
+
+
+def ids_in(maildir: Path) -> Counter[UUID]:
+    """Which e-mails lie in a folder: a Message-ID is made of the row's id."""
+    mails = (path.read_text(errors="replace") for path in (maildir / "new").iterdir())
+    found = (re.search(r"^Message-ID: <([0-9a-f-]{36})@", mail, re.MULTILINE) for mail in mails)
+    return Counter(UUID(match[1]) for match in found if match)
 
 
 def _run(server: PostgresServer, database: str, file: Path) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 import secrets
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -23,15 +20,18 @@ from tests.supabase.projects import (
     ADMIN,
     CRON_DATABASE,
     SupabaseProject,
-    command,
     handmade,
+    ids_in,
+    into,
+    postroom,
+    push,
+    push_command,
     supabase_project,
 )
 from tests.support.node import NodeTools
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import until
 from tests.upgrade.callers import old_callers
-from tests.upgrade.conftest import Project
 
 ROOT = Path(__file__).parents[2]
 PUSH_S_MAX = 100
@@ -57,53 +57,6 @@ BY_RPC = """
         to_email => 'ada@example.com', subject => 's', html => 'h', idempotency_key => 'order-17'
     ) AS id
 """
-
-
-@pytest.fixture(params=["postgresql 18", "postgresql 15, pg_cron not enabled"])
-def project(request: pytest.FixtureRequest) -> Iterator[SupabaseProject]:
-    """An empty project."""
-    name = "new_server" if request.param == "postgresql 18" else "server_with_pg_cron"
-    with supabase_project(request.getfixturevalue(name), CRON_DATABASE) as one:
-        yield one
-
-
-def push_command(tools: NodeTools, url: str) -> list[str]:
-    """`supabase db push` to a database."""
-    return [str(tools.supabase), "db", "push", "--yes", "--db-url", f"{url}?sslmode=disable"]
-
-
-def push(tools: NodeTools, folder: Path, url: str) -> str:
-    """`supabase db push`, by the real program; returns what it says."""
-    done = subprocess.run(
-        push_command(tools, url),
-        cwd=folder,
-        env=tools.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PUSH_S_MAX,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr + done.stdout
-
-
-def postroom(project: SupabaseProject | Project, *arguments: str, **settings: str) -> str:
-    """The command line, as the project's owner."""
-    done = command(project.url, *arguments, **settings)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def into(maildir: Path) -> dict[str, str]:
-    """Settings of a worker that delivers into a folder."""
-    return {"POSTROOM_TRANSPORT": f"maildir:{maildir}", "POSTROOM_FROM": "shop@example.com"}
-
-
-def ids_in(maildir: Path) -> Counter[UUID]:
-    """Which e-mails lie in a folder: a Message-ID is made of the row's id."""
-    mails = (path.read_text(errors="replace") for path in (maildir / "new").iterdir())
-    found = (re.search(r"^Message-ID: <([0-9a-f-]{36})@", mail, re.MULTILINE) for mail in mails)
-    return Counter(UUID(match[1]) for match in found if match)
 
 
 async def test_supabase_db_push_makes_a_project_that_works(
@@ -267,56 +220,6 @@ async def test_a_handmade_project_is_taken_over_and_given_back_with_rows_in_flig
         assert max((by_us + by_them).values()) == 1
         sent = {row["id"] for row in old.execute("SELECT id FROM email_queue WHERE status = 'sent'")}
         assert waiting <= sent
-
-
-async def test_a_project_gone_back_from_wholly_has_its_own_functions_again(
-    project: SupabaseProject,
-) -> None:
-    """
-    By the SQL of docs/how-to/supabase.md, while its callers go on without one error.
-
-    A later migrate takes it over anew.
-    """
-    page = (ROOT / "docs" / "how-to" / "supabase.md").read_text()
-    go_back = re.search(r"## Go back\n.*?```sql\n(.*?)```", page, re.DOTALL)
-    assert go_back
-    with handmade(project) as old:
-        before = _own_things(old)
-        rows = old.rows("email_queue", old.columns("email_queue"))
-        with old_callers(old) as traffic:
-            await migrate(project.url)
-            seen = traffic.total()
-            await until(lambda: traffic.total() > seen + 20)
-            await asyncio.to_thread(old.execute, go_back[1])
-            back = traffic.total()
-            await until(lambda: traffic.total() > back + 20)
-        assert traffic.errors == []
-        assert max(traffic.sent.values()) == 1
-        after = _own_things(old)
-        assert after["functions"] == before["functions"]
-        assert after["triggers"] == before["triggers"]
-        assert before["columns"] <= after["columns"]
-        assert rows.keys() <= old.rows("email_queue", ["id"]).keys()
-        schemas = old.execute("SELECT to_regnamespace('postroom') AS house, to_regnamespace('cron') AS cron")
-        assert schemas == [{"house": None, "cron": None}]
-        await migrate(project.url)
-        assert not await pending(project.url)
-
-
-def _own_things(project: Project) -> dict[str, set[tuple[object, ...]]]:
-    queries = {
-        "functions": """
-            SELECT proc.oid::regprocedure::text, md5(pg_get_functiondef(proc.oid))
-            FROM pg_proc AS proc WHERE proc.pronamespace = 'public'::regnamespace
-        """,
-        "triggers": "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
-        "columns": """
-            SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod)
-            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
-            WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
-        """,
-    }
-    return {name: {tuple(row.values()) for row in project.execute(query)} for name, query in queries.items()}
 
 
 async def test_pg_cron_and_pg_net_as_supabase_enables_them(server_with_pg_cron: PostgresServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ class Traffic:
 
     errors: list[str] = field(default_factory=list)
     sent: Counter[UUID] = field(default_factory=Counter)
+    handled: Counter[UUID] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -31,11 +32,24 @@ class Traffic:
         return sum(self.calls.values())
 
 
+Job = Callable[[psycopg.Connection[dict[str, Any]], Traffic], None]
+
+
 @contextmanager
-def old_callers(project: Project, *, pause_s: float = 0.005) -> Iterator[Traffic]:
-    """Callers that go on while the block runs. To wait more than 2 s for a lock is an error of theirs."""
+def old_callers(project: Project, *also: Job, pause_s: float = 0.005) -> Iterator[Traffic]:
+    """
+    Callers that go on while the block runs. To wait more than 2 s for a lock is an error of theirs.
+
+    Args:
+        also: Further ones, as the owner.
+    """
     traffic = Traffic()
-    jobs = [(project.owner, _deliver), (project.owner, _work_on_both), (project.shop, _insert)]
+    jobs: list[tuple[str, Job]] = [
+        (project.owner, _deliver),
+        (project.owner, _work_on_both),
+        (project.shop, _insert),
+    ]
+    jobs += [(project.owner, job) for job in also]
     threads = [
         threading.Thread(target=_call, args=(project, user, job, traffic, pause_s)) for user, job in jobs
     ]
@@ -49,7 +63,7 @@ def old_callers(project: Project, *, pause_s: float = 0.005) -> Iterator[Traffic
             thread.join(60)
 
 
-def _call(project: Project, user: str, job: Any, traffic: Traffic, pause_s: float) -> None:
+def _call(project: Project, user: str, job: Job, traffic: Traffic, pause_s: float) -> None:
     with project.connect(user) as connection:
         connection.execute("SET lock_timeout = '2s'")
         while not traffic.stop.wait(pause_s):
@@ -89,6 +103,33 @@ def _work_on_both(connection: psycopg.Connection[dict[str, Any]], traffic: Traff
         for statement in statements:
             connection.execute(statement.encode())
     traffic.calls["both"] += 1
+
+
+def handle_events(connection: psycopg.Connection[dict[str, Any]], traffic: Traffic) -> None:
+    """Note an event that could not be handled, claim two by plain statements, and settle them."""
+    connection.execute(
+        "INSERT INTO webhook_retry_queue (webhook_type, webhook_event_id, payload, metadata) "
+        "VALUES ('live', gen_random_uuid(), '{}', '{\"upgrade\": \"live\"}')"
+    )
+    traffic.calls["noted"] += 1
+    claimed = connection.execute(
+        """
+        UPDATE webhook_retry_queue SET status = 'processing'
+        WHERE id IN (
+            SELECT id FROM webhook_retry_queue
+            WHERE status = 'pending' AND webhook_type = 'live'
+                AND (next_retry_at IS NULL OR next_retry_at <= now())
+            ORDER BY created_at LIMIT 2 FOR UPDATE SKIP LOCKED
+        )
+        RETURNING id
+        """
+    ).fetchall()
+    for row in claimed:
+        connection.execute(
+            "UPDATE webhook_retry_queue SET status = 'processed', processed_at = now() WHERE id = %s",
+            (row["id"],),
+        )
+        traffic.handled[row["id"]] += 1
 
 
 def _insert(connection: psycopg.Connection[dict[str, Any]], traffic: Traffic) -> None:

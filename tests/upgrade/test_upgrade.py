@@ -104,7 +104,7 @@ async def test_the_upgrade_changes_what_it_settles_and_nothing_else(project_on_e
 
     # 3. What was replaced is kept, and the default for new rows is ours.
     texts = project.execute("SELECT kind, name, definition FROM postroom.replaced_objects")
-    assert {"function": 9, "policy": 4, "constraint": 1}.items() <= Counter(t["kind"] for t in texts).items()
+    assert {"function": 9, "policy": 5, "constraint": 1}.items() <= Counter(t["kind"] for t in texts).items()
     assert any("SECURITY DEFINER" in t["definition"] and "RETURNS boolean" in t["definition"] for t in texts)
     assert any("auth.users" in t["definition"] for t in texts)
     assert any(t["name"] == "get_email_queue_batch()" for t in texts)

@@ -12,7 +12,9 @@ BEGIN
         SELECT
             proc.oid,
             regexp_replace(proc.oid::regprocedure::text, '^public\.', '') AS name,
-            pg_get_functiondef(proc.oid) AS definition
+            pg_get_functiondef(proc.oid) AS definition,
+            proc.proowner AS owner,
+            COALESCE(proc.proacl, acldefault('f', proc.proowner)) AS rights
         FROM pg_proc AS proc
         WHERE proc.pronamespace = 'public'::regnamespace
             AND proc.prokind IN ('f', 'p')
@@ -31,6 +33,12 @@ BEGIN
     LOOP
         INSERT INTO postroom.replaced_objects (kind, name, definition)
         VALUES ('function', v_old.name, v_old.definition);
+        INSERT INTO postroom.replaced_objects (kind, name, definition)
+        SELECT
+            'grant', 'ROUTINE public.' || v_old.name,
+            format('ALTER ROUTINE public.%s OWNER TO %s', v_old.name, v_old.owner::regrole)
+        WHERE v_old.owner <> (SELECT role.oid FROM pg_roles AS role WHERE role.rolname = current_user);
+        PERFORM postroom.note_rights('ROUTINE public.' || v_old.name, v_old.rights, v_old.owner);
         RAISE NOTICE 'function % replaced, its text is kept in postroom.replaced_objects', v_old.name;
         EXECUTE format('ALTER ROUTINE %s RENAME TO %I', v_old.oid::regprocedure, '_replaced_' || v_old.oid);
         EXECUTE format('ALTER ROUTINE %s SET SCHEMA postroom', v_old.oid::regprocedure);

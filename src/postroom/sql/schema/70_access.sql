@@ -171,8 +171,14 @@ BEGIN
     FOREACH v_table IN ARRAY v_tables LOOP
         SELECT class.relrowsecurity INTO v_has FROM pg_catalog.pg_class AS class WHERE class.oid = v_table;
         IF NOT v_has THEN
+            INSERT INTO postroom.replaced_objects (kind, name, definition)
+            VALUES (
+                'policy', 'row level security on ' || v_table,
+                format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', v_table)
+            );
             EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
         END IF;
+        PERFORM postroom.note_table_rights(v_table);
         PERFORM postroom.revoke_all('TABLE', v_table::text, outsiders.role)
         FROM (SELECT relacl FROM pg_catalog.pg_class WHERE pg_class.oid = v_table) AS class
         CROSS JOIN LATERAL postroom.outsiders_in(class.relacl) AS outsiders (role)
@@ -235,7 +241,7 @@ BEGIN
     CROSS JOIN LATERAL postroom.outsiders_in(class.relacl) AS outsiders (role)
     WHERE class.relnamespace = to_regnamespace('postroom') AND class.relkind IN ('r', 'p', 'v', 'm', 'f', 'S');
 
-    -- 6. service_role: everything.
+    -- 6. service_role: everything; but what give_back will run as the owner, it may only read.
     IF to_regrole('service_role') IS NOT NULL THEN
         IF NOT has_schema_privilege('service_role', 'public', 'USAGE') THEN
             GRANT USAGE ON SCHEMA public TO service_role;
@@ -250,6 +256,7 @@ BEGIN
             FROM pg_catalog.pg_class AS class
             WHERE class.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
                 AND (class.relnamespace = to_regnamespace('postroom') OR class.oid = ANY (v_tables))
+                AND class.oid <> 'postroom.replaced_objects'::regclass
                 AND NOT COALESCE((
                     SELECT count(*) >= CASE class.relkind WHEN 'S' THEN 3 ELSE 7 END
                     FROM pg_catalog.aclexplode(class.relacl) AS acl
@@ -258,6 +265,14 @@ BEGIN
         LOOP
             EXECUTE format('GRANT ALL ON %s %s TO service_role', v_keep.kind, v_keep.name);
         END LOOP;
+        IF NOT has_table_privilege('service_role', 'postroom.replaced_objects', 'SELECT')
+            OR has_table_privilege(
+                'service_role', 'postroom.replaced_objects', 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER'
+            )
+        THEN
+            REVOKE ALL ON TABLE postroom.replaced_objects FROM service_role;
+            GRANT SELECT ON TABLE postroom.replaced_objects TO service_role;
+        END IF;
         FOREACH v_table IN ARRAY v_tables LOOP
             PERFORM postroom.make_policy(v_table, 'postroom: service_role may do everything',
                 'FOR ALL TO service_role USING (true) WITH CHECK (true)');
@@ -315,6 +330,41 @@ AS $$
     SELECT DISTINCT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
     FROM pg_catalog.aclexplode(p_acl) AS acl
     WHERE acl.grantee IN (0, to_regrole('anon'), to_regrole('authenticated'));
+$$;
+
+-- note_table_rights: writes down what outsiders have on a table that was there before postroom, so that it can be
+-- given back (85_give_back.sql).
+CREATE OR REPLACE FUNCTION postroom.note_table_rights(p_table regclass)
+RETURNS void
+LANGUAGE sql
+SET search_path = ''
+AS $$
+    SELECT postroom.note_rights('TABLE ' || p_table, held.rights, held.owner, outsiders.roles, held.name)
+    FROM (
+        SELECT class.relacl AS rights, class.relowner AS owner, NULL AS name
+        FROM pg_catalog.pg_class AS class
+        WHERE class.oid = p_table
+        UNION ALL
+        SELECT att.attacl, class.relowner, att.attname
+        FROM pg_catalog.pg_attribute AS att
+        JOIN pg_catalog.pg_class AS class ON class.oid = att.attrelid
+        WHERE att.attrelid = p_table AND att.attacl IS NOT NULL
+    ) AS held
+    CROSS JOIN LATERAL (
+        SELECT array_agg(named.role) AS roles
+        FROM postroom.outsiders_in(held.rights) AS named (role)
+        -- Since our first migrate it reads by us.
+        WHERE named.role <> 'authenticated' OR NOT EXISTS (
+            SELECT 1
+            FROM pg_catalog.pg_policy AS policy
+            WHERE policy.polrelid = p_table AND policy.polname = 'postroom: authenticated may read their own'
+        )
+    ) AS outsiders
+    WHERE outsiders.roles IS NOT NULL AND NOT EXISTS (
+        SELECT 1
+        FROM pg_catalog.pg_attribute AS att
+        WHERE att.attrelid = p_table AND att.attnum = 1 AND postroom.written_since_upgrade(att.xmin)
+    );
 $$;
 
 -- revoke_all: takes what one of them has, and what others have through its right to grant.
