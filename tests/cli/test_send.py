@@ -39,6 +39,21 @@ def test_a_text_alone_is_an_e_mail(cli: Cli, db: Db) -> None:
     assert db.execute("SELECT html, text FROM email_queue").fetchall() == [("", "Hi")]
 
 
+def test_files_go_with_it(cli: Cli, db: Db, tmp_path: Path) -> None:
+    """--attach FILE, as often as there are files, each under its own name."""
+    for name, content in (("Grüße.pdf", b"%PDF"), ("b.csv", b"1,2\n")):
+        (tmp_path / name).write_bytes(content)
+    cli.ok("send", *HI, "--attach", str(tmp_path / "Grüße.pdf"), "--attach", str(tmp_path / "b.csv"))
+    assert db.execute("SELECT attachments FROM email_queue").fetchone() == (
+        [{"filename": "Grüße.pdf", "content": "JVBERg=="}, {"filename": "b.csv", "content": "MSwyCg=="}],
+    )
+    for wrong in (tmp_path / "none.pdf", tmp_path):
+        answer = cli("send", *HI, "--attach", str(wrong))
+        assert answer.code == 2
+        assert f"--attach: {wrong} cannot be read: " in answer.error
+    assert db.execute("SELECT count(*) FROM email_queue").fetchone() == (1,)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

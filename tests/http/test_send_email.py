@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from base64 import b64encode
 from collections import Counter
+from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -137,6 +140,66 @@ async def test_a_direct_email_lies_in_a_real_maildir(database_url: str, tmp_path
     assert answer.json()["id"] in written
     assert "From: shop@example.com" in written
     assert "Reply-To: help@example.org" in written
+
+
+FILE = {"filename": "a.pdf", "content": "JVBERg==", "content_type": "application/pdf", "content_id": "a"}
+
+
+async def test_a_queued_email_has_its_files(served: Served) -> None:
+    """In Resend's shape, alone or beside others in one statement; nothing else of them is kept."""
+    files = [FILE, {"filename": "b.txt", "content": "QUJD\r\n", "content_type": None}]
+    answers = await asyncio.gather(*(served.send(use_queue=True, attachments=files) for _ in range(3)))
+    answers.append(await served.send(use_queue=True, attachments=files, idempotency_key="k"))
+    assert {answer.status_code for answer in answers} == {200}
+    for row in await served.rows():
+        assert json.loads(row["attachments"]) == [FILE, {"filename": "b.txt", "content": "QUJD"}]
+
+
+async def test_a_direct_email_goes_out_with_its_files(database_url: str, tmp_path: Path) -> None:
+    """At once, through the transport of the settings; its row has them too."""
+    async with (
+        Room(**settings_of(database_url, tmp_path)) as room,
+        serving(room, real_transport=True) as served,
+    ):
+        content = bytes(range(256)) * 10_000
+        answer = await served.send(
+            attachments=[{"filename": "x.bin", "content": b64encode(content).decode()}]
+        )
+        (row,) = await served.rows()
+    assert (answer.status_code, row["status"]) == (200, "sent")
+    assert len(json.loads(row["attachments"])) == 1
+    (mail,) = (tmp_path / "mail" / "new").iterdir()
+    (part,) = message_from_bytes(mail.read_bytes(), policy=policy.default).iter_attachments()
+    assert (part.get_filename(), part.get_content()) == ("x.bin", content)
+
+
+@pytest.mark.parametrize("use_queue", [True, False])
+@pytest.mark.parametrize(
+    ("attachments", "error"),
+    [
+        ("a.pdf", "attachments: must be a list of filename and content, not a text"),
+        ([FILE, {"filename": "a"}], "attachments[1].content: is missing"),
+        ([{"filename": "a", "content": "?"}], "attachments[0].content: is no base64"),
+        (
+            [{"filename": "a", "path": "https://example.com/a"}],
+            "attachments[0].path: nothing is fetched; give the file itself as content, in base64",
+        ),
+    ],
+)
+async def test_what_cannot_be_attached_is_400_with_its_field(
+    served: Served, use_queue: bool, attachments: object, error: str
+) -> None:
+    """Nothing is queued and nothing sent."""
+    answer = await served.send(use_queue=use_queue, attachments=attachments)
+    assert (answer.status_code, answer.json()) == (400, {"error": error})
+    assert await served.rows() == []
+
+
+async def test_files_count_in_the_limit_of_a_body(served: Served) -> None:
+    """10 MiB in all, the base64 of files too."""
+    content = "A" * (10 * 1024 * 1024)
+    answer = await served.send(use_queue=True, attachments=[{"filename": "a", "content": content}])
+    assert answer.status_code == 413
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
@@ -17,6 +18,7 @@ from postroom.errors import DatabaseUnavailable, PostroomError
 
 if TYPE_CHECKING:
     from postroom.database.connect import Database
+    from postroom.email.attachments import Attachment
     from postroom.queue.explain import Explanation
 
 T = TypeVar("T")
@@ -42,6 +44,10 @@ def send(
     sender: Annotated[
         str | None, typer.Option("--from", metavar="ADDRESS", help="POSTROOM_FROM where missing.")
     ] = None,
+    attach: Annotated[
+        list[Path] | None,
+        typer.Option("--attach", metavar="FILE", help="A file that goes with it; several times for several."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it to its end; exit 1 if it is not sent.")
     ] = False,
@@ -49,14 +55,32 @@ def send(
     """Queue an e-mail and print its id."""
     if html is None and text is None:
         raise WrongUsage("give the e-mail's --html, its --text, or both")
-    run(_send(to, subject, html, text, sender, wait))
+    files = [_read(path) for path in attach or ()]
+    run(_send(to, subject, html, text, sender, files, wait))
+
+
+def _read(path: Path) -> Attachment:
+    from postroom.email.attachments import Attachment
+
+    try:
+        return Attachment.from_file(path)
+    except OSError as error:
+        raise WrongUsage(f"--attach: {path} cannot be read: {error.strerror or error}") from None
 
 
 async def _send(
-    to: str, subject: str, html: str | None, text: str | None, sender: str | None, wait: bool
+    to: str,
+    subject: str,
+    html: str | None,
+    text: str | None,
+    sender: str | None,
+    files: list[Attachment],
+    wait: bool,
 ) -> None:
     async with opened_room() as room:
-        row_id = await room.send(to=to, subject=subject, html=html or "", text=text, from_email=sender)
+        row_id = await room.send(
+            to=to, subject=subject, html=html or "", text=text, from_email=sender, attachments=files
+        )
         print_line(str(row_id))
         if wait:
             sys.stdout.flush()

@@ -22,7 +22,17 @@ from postroom.http.doors import Doors, doors_of
 
 REQUIRED = ("to", "subject", "html")
 OPTIONAL = (
-    *("from", "replyTo", "use_queue", "email_type", "metadata", "idempotency_key", "text", "headers"),
+    *(
+        "from",
+        "replyTo",
+        "use_queue",
+        "email_type",
+        "metadata",
+        "idempotency_key",
+        "text",
+        "headers",
+        "attachments",
+    ),
     "reply_to",  # as the column is called
 )
 
@@ -60,7 +70,7 @@ async def process_email_queue(request: Request) -> Response:
 async def _queue(request: Request, doors: Doors, accepted: AcceptedEmail) -> Response:
     email = QueueableEmail(accepted)
     if accepted.idempotency_key is None:
-        size_bytes = len(accepted.html) + len(accepted.text or "") + ROW_BYTES
+        size_bytes = len(accepted.html) + len(accepted.text or "") + (accepted.attached or 0) + ROW_BYTES
         email_id = await doors.queueing.put(email, size_bytes)
     else:
         # It waits for whoever holds its key, and nobody is to wait with it.
@@ -105,6 +115,7 @@ def _checked(body: Mapping[str, Any]) -> tuple[AcceptedEmail, bool]:
             metadata=body.get("metadata"),
             email_type=body.get("email_type"),
             idempotency_key=body.get("idempotency_key"),
+            attachments=body.get("attachments"),
         )
     except InvalidEmail as error:
         name = reply_to if error.field == "reply_to" else error.field

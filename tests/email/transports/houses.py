@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import mailbox
-from collections.abc import AsyncIterator, Callable
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
@@ -38,6 +39,7 @@ class Arrived:
     html: str
     message_id: str
     headers: dict[str, str]
+    files: list[tuple[str, str, str | None, object]]
 
 
 @dataclass
@@ -72,6 +74,17 @@ def arrived_bytes(content: bytes) -> Arrived:
         found = message.get_body((subtype,))
         return "" if found is None else str(found.get_content()).replace("\r\n", "\n").removesuffix("\n")
 
+    def files() -> Iterator[tuple[str, str, str | None, object]]:
+        for each in message.walk():
+            if each.get_content_disposition() is not None:
+                content_id = each["Content-ID"]
+                yield (
+                    str(each.get_filename()),
+                    each.get_content_type(),
+                    str(content_id).strip("<>") if content_id else None,
+                    each.get_payload(decode=True),
+                )
+
     return Arrived(
         sender=str(message["From"]),
         to=parseaddr(str(message["To"]))[1],
@@ -80,6 +93,7 @@ def arrived_bytes(content: bytes) -> Arrived:
         html=part("html"),
         message_id=str(message["Message-ID"]),
         headers={name: str(value) for name, value in message.items() if name.startswith(("X-", "List-"))},
+        files=sorted(files()),
     )
 
 
@@ -255,6 +269,15 @@ async def resend(_authority: Authority, _folder: Path) -> AsyncIterator[House]:
             html=body["html"],
             message_id=body["headers"]["Message-ID"],
             headers={name: value for name, value in body["headers"].items() if name != "Message-ID"},
+            files=sorted(
+                (
+                    file["filename"],
+                    file["content_type"],
+                    file.get("content_id"),
+                    b64decode(file["content"], validate=True),
+                )
+                for file in body.get("attachments", ())
+            ),
         )
 
     try:

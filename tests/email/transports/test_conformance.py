@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from postroom import Attachment
+from postroom.email.attachments import check_attachments
 from postroom.email.mime import render
 from postroom.errors import (
     NotStarted,
@@ -81,6 +83,31 @@ async def test_email_arrives_as_it_was_written(house: House, new_email: NewEmail
     assert arrived.html == f"<p>{AWKWARD_TEXT}</p>"
     assert arrived.message_id == render(email).message_id
     assert arrived.headers == email.headers
+
+
+async def test_files_arrive_byte_for_byte(house: House, new_email: NewEmail) -> None:
+    """Beside the body, and shown in it; an e-mail that is sent twice is the same request both times."""
+    given = [
+        Attachment('Grüße, "2026".pdf', bytes(range(256)) * 2_000),
+        Attachment("rows.csv", b".\r\n..\nLF\rCR"),
+        Attachment("empty", b""),
+        Attachment("logo.png", b"\x89PNG\r\n.\r\n", content_id="logo"),
+    ]
+    documents = [file.document for file in check_attachments(given)]
+    email = new_email(html='<img src="cid:logo">', text="See", attachments=documents)
+    await house.transport.send(email, started)
+    (arrived,) = house.arrived()
+    assert (arrived.text, arrived.html) == ("See", '<img src="cid:logo">')
+    assert arrived.files == sorted(
+        [
+            (given[0].filename, "application/pdf", None, given[0].content),
+            ("rows.csv", "text/csv", None, given[1].content),
+            ("empty", "application/octet-stream", None, b""),
+            ("logo.png", "image/png", "logo", given[3].content),
+        ]
+    )
+    await house.transport.send(email, started)
+    assert set(map(repr, house.arrived())) == {repr(arrived)}
 
 
 async def test_large_email_arrives_whole(house: House, new_email: NewEmail) -> None:

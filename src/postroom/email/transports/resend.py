@@ -262,6 +262,10 @@ def _request(email: OutgoingEmail, checked: CheckedEmail) -> dict[str, object]:
         request["text"] = checked.text
     if checked.reply_to is not None:
         request["reply_to"] = _written(checked.reply_to)
+    if checked.attachments:
+        request["attachments"] = [
+            {**file.document, "content_type": file.content_type} for file in checked.attachments
+        ]
     request["headers"] = {"Message-ID": message_id, **checked.headers}
     return request
 
