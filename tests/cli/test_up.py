@@ -49,6 +49,51 @@ def test_a_port_that_is_taken_is_exit_1_and_says_what_to_do(programs: Programs) 
     assert "worker.started" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"POSTROOM_TRANSPORT": "smpt://mail:25"}, "POSTROOM_TRANSPORT begins with no known scheme"),
+        ({"POSTROOM_FROM": "Shop at example.com"}, "POSTROOM_FROM: "),
+        ({"POSTROOM_HOST": "nowhere.invalid"}, "set POSTROOM_HOST"),
+        ({}, "python = nowhere:handle: there is no module nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_is_changed(
+    programs: Programs, empty_database_url: str, settings: dict[str, str], told: str
+) -> None:
+    """One line, exit 1, and the database is as empty as it was."""
+    if not settings:
+        (programs.folder / "postroom.toml").write_text(
+            """
+            [webhooks.stripe]
+            secrets = ["whsec_c2VjcmV0"]
+            [[webhooks.stripe.handlers]]
+            name = "shop"
+            python = "nowhere:handle"
+            """
+        )
+    programs.settings |= {"POSTROOM_DATABASE_URL": empty_database_url, **settings}
+    done = programs.run("up")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert told in line
+    with psycopg.connect(empty_database_url) as db:
+        assert db.execute("SELECT to_regnamespace('postroom')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "scheduler"])
+def test_a_wrong_transport_is_told_before_the_database_is_opened(programs: Programs, command: str) -> None:
+    """That one is away as well: who starts a program mends one thing after the other."""
+    programs.settings |= {
+        "POSTROOM_DATABASE_URL": "postgresql://postgres@127.0.0.1:9/nowhere",
+        "POSTROOM_TRANSPORT": "smpt://mail:25",
+    }
+    done = programs.run(command)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("postroom: POSTROOM_TRANSPORT begins with no known scheme")
+
+
 def test_up_brings_an_empty_database_up_to_date(programs: Programs, empty_database_url: str) -> None:
     """And says in the log what it did."""
     programs.settings["POSTROOM_DATABASE_URL"] = empty_database_url

@@ -139,25 +139,26 @@ def test_a_function_of_postroom_toml_runs_in_any_worker(programs: Programs, db: 
 
 
 @pytest.mark.parametrize(
-    ("app", "shop", "told"),
+    ("app", "shop", "code", "told"),
     [
-        ("shop", SHOP, "write it as module:name"),
-        ("nowhere:room", SHOP, "there is no module nowhere in"),
-        ("shop:nothing", SHOP, "module shop has no nothing"),
-        ("shop:Room", SHOP, "it is no Room, but type"),
-        ("shop:room", "import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
-        ("shop:room", "1 / 0", "ZeroDivisionError: division by zero ("),
-        ("shop:room", "raise SystemExit(3)", "SystemExit: 3"),
-        ("shop:room", "def (", "SyntaxError: "),
+        ("shop", SHOP, 2, "write it as module:name, such as shop.hooks:room; modules here: shop"),
+        ("nowhere:room", SHOP, 2, "there is no module nowhere in"),
+        ("nowhere:room", SHOP, 2, "; modules here: shop"),
+        ("shop:nothing", SHOP, 2, "module shop has no nothing; its rooms: shop:room"),
+        ("shop:Room", SHOP, 2, "it is no Room, but type; its rooms: shop:room"),
+        ("shop:room", "import nowhere", 1, "ModuleNotFoundError: No module named 'nowhere'"),
+        ("shop:room", "1 / 0", 1, "ZeroDivisionError: division by zero ("),
+        ("shop:room", "raise SystemExit(3)", 1, "SystemExit: 3"),
+        ("shop:room", "def (", 1, "SyntaxError: "),
     ],
 )
-def test_a_program_that_cannot_be_imported_is_one_line(
-    programs: Programs, app: str, shop: str, told: str
+def test_a_program_that_is_not_there_or_cannot_be_imported_is_one_line(
+    programs: Programs, app: str, shop: str, code: int, told: str
 ) -> None:
-    """Exit 1, no traceback, and where it went wrong."""
+    """Exit 2 and what there is, or 1 and where it went wrong; no traceback."""
     write(programs.folder, "shop.py", shop)
     done = programs.run("worker", "--app", app, "--drain")
-    assert done.returncode == 1
+    assert done.returncode == code
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"postroom: --app {app}: ")
     assert told in line

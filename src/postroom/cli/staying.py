@@ -12,12 +12,13 @@ import uvloop
 
 from postroom import log
 from postroom.alerts.deputy import stand_in
+from postroom.cli.before_opening import check_settings, room_of
 from postroom.cli.garbage import collect_seldom, return_large_pieces
 from postroom.cli.house import fit_schema
 from postroom.cli.queue_names import QUEUES
 from postroom.cli.screen import print_line
 from postroom.database.migrate import migrate
-from postroom.errors import ConfigError, PostroomError
+from postroom.errors import PostroomError
 from postroom.jobs import scheduler_of
 from postroom.room import Room
 from postroom.settings import unknown_variables
@@ -88,7 +89,8 @@ def stay(work: Callable[[Staying], Awaitable[None]], app: str | None = None) -> 
         app: `module:room`, the program whose room it is.
 
     Raises:
-        ConfigError: There is no such room.
+        WrongUsage: There is no such room.
+        ConfigError: A setting is wrong.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_stay(work, app))
@@ -97,8 +99,8 @@ def stay(work: Callable[[Staying], Awaitable[None]], app: str | None = None) -> 
 async def work_and_serve(staying: Staying) -> None:
     """All of the house."""
     ready = asyncio.Event()
-    check_sources(staying.room)
-    check_alerts(staying.room)
+    check_settings(staying.room, handlers=True)
+    await _require_address(staying)
     if await staying.opened(bring_up_to_date=True):
         watch = stand_in(staying.room, staying.stop)
         await staying.run_together(_serve(staying, ready), _work_when(ready, staying), watch)
@@ -106,7 +108,7 @@ async def work_and_serve(staying: Staying) -> None:
 
 async def schedule(staying: Staying) -> None:
     """The scheduler alone."""
-    check_alerts(staying.room)
+    check_settings(staying.room)
     if await staying.opened():
         scheduler = await scheduler_of(staying.room)
         await staying.run_together(scheduler.run(staying.stop))
@@ -114,8 +116,8 @@ async def schedule(staying: Staying) -> None:
 
 async def serve(staying: Staying) -> None:
     """HTTP alone."""
-    check_sources(staying.room)
-    check_alerts(staying.room)
+    check_settings(staying.room)
+    await _require_address(staying)
     if await staying.opened():
         watch = stand_in(staying.room, staying.stop)
         await staying.run_together(_serve(staying, asyncio.Event()), watch)
@@ -133,9 +135,7 @@ class Work:
     queues: frozenset[str]
 
     async def __call__(self, staying: Staying) -> None:
-        if "webhooks" in self.queues:
-            check_sources(staying.room)
-        check_alerts(staying.room)
+        check_settings(staying.room, webhooks="webhooks" in self.queues, handlers=True)
         if await staying.opened():
             watch = stand_in(staying.room, staying.stop)
             await staying.run_together(*await _workers(staying, self.queues), watch)
@@ -157,8 +157,7 @@ class Drain:
         Raises:
             PostroomError: Something is paused, so what is due stays.
         """
-        if "webhooks" in self.queues:
-            check_sources(staying.room)
+        check_settings(staying.room, webhooks="webhooks" in self.queues, handlers=True)
         if not await staying.opened():
             return
         paused: list[str | None] = []
@@ -168,26 +167,6 @@ class Drain:
             paused.append(await _drain_emails(staying))
         if why := "; ".join(filter(None, paused)):
             raise PostroomError(f"what is due stays in the queue, since {why}")
-
-
-def check_sources(room: Room) -> None:
-    """
-    Read the sources before the database is opened: a mistake in postroom.toml shows at once.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    assert room.sources is not None
-
-
-def check_alerts(room: Room) -> None:
-    """
-    The same for the table [alerts].
-
-    Raises:
-        ConfigError: There is a mistake.
-    """
-    assert room.alerts is not None
 
 
 async def _drain_emails(staying: Staying) -> str | None:
@@ -220,7 +199,7 @@ async def _workers(staying: Staying, queues: Collection[str]) -> list[Coroutine[
 
 
 async def _stay(work: Callable[[Staying], Awaitable[None]], app: str | None) -> None:
-    room = Room() if app is None else _room_of(app)
+    room = Room() if app is None else room_of(app)
     log.configure(room.settings.log_format, room.settings.log_level)
     room.telemetry = from_environment()
     try:
@@ -229,16 +208,6 @@ async def _stay(work: Callable[[Staying], Awaitable[None]], app: str | None) -> 
         await room.close()
         if room.telemetry is not None:
             await asyncio.to_thread(room.telemetry.close)
-
-
-def _room_of(app: str) -> Room:
-    from postroom.webhooks.registry import load_object
-
-    room = load_object(app, "--app")
-    if not isinstance(room, Room):
-        raise ConfigError(f"--app {app}: it is no Room, but {type(room).__name__}")
-    room.registry.app = room.registry.app or app  # a framework's room knows what it is called
-    return room
 
 
 async def _open(room: Room, bring_up_to_date: bool) -> None:
@@ -260,6 +229,13 @@ def _tell_where(room: Room) -> None:
         embedded_in=str(room.settings.data_dir) if embedded else None,
         transports=[transport.name for transport in room.delivery.transport.transports],
     )
+
+
+async def _require_address(staying: Staying) -> None:
+    """Where HTTP cannot listen, nothing is done at all."""
+    from postroom.http.server import require_address
+
+    await require_address(staying.room.settings.host, staying.room.settings.port)
 
 
 async def _serve(staying: Staying, ready: asyncio.Event) -> None:

@@ -65,6 +65,17 @@ async def serve(
             one.close()
 
 
+async def require_address(host: str, port: int) -> None:
+    """
+    See that one can listen there, for who has something else to do first.
+
+    Raises:
+        ConfigError: It cannot; the line says why.
+    """
+    for one in await _listen(host, port):
+        one.close()
+
+
 class _Server(uvicorn.Server):
     def __init__(self, app: Starlette, started: Callable[[], None]) -> None:
         config = uvicorn.Config(

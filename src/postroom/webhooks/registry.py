@@ -24,6 +24,10 @@ _NAME = re.compile(r"[^\s,;]+")
 _OBJECT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 
 
+class NotThere(ConfigError):
+    """What was named as `module:name` is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """
@@ -116,29 +120,35 @@ def load_object(place: str, what: str) -> Any:
         what: Where the text was written, for errors, such as `--app`.
 
     Raises:
-        ConfigError: It is not there, or its import ended in an error; one line says where.
+        NotThere: No module, or nothing in it, has this name.
+        ConfigError: Its import ended in an error; one line says where.
     """
     match = _OBJECT.fullmatch(place)
     if match is None:
-        raise ConfigError(f"{what} {place}: write it as module:name, such as shop.hooks:room")
+        raise NotThere(f"{what} {place}: write it as module:name, such as shop.hooks:room")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(match[1])
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what} {place}: {_why(error, match[1])}") from error
+        kind = NotThere if _is_missing(error, match[1]) else ConfigError
+        raise kind(f"{what} {place}: {_why(error, match[1])}") from error
     for name in match[2].split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise ConfigError(f"{what} {place}: module {match[1]} has no {match[2]}") from None
+            raise NotThere(f"{what} {place}: module {match[1]} has no {match[2]}") from None
     return found
 
 
+def _is_missing(error: BaseException, module: str) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0])
+
+
 def _why(error: BaseException, module: str) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
-        return f"there is no module {error.name} in {Path.cwd()} or where Python looks for modules"
+    if _is_missing(error, module):
+        return f"there is no module {module} in {Path.cwd()} or where Python looks for modules"
     text = " ".join(str(error).split())
     told = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError):
