@@ -45,7 +45,16 @@ def test_a_good_project_hears_nothing() -> None:
         ({"PORT": "x"}, "postroom.E003", 'POSTROOM["PORT"] is wrong; allowed is a number from 0 to 65535'),
         ({"smtp": {"rcpt_timeout": "x"}}, "postroom.E003", 'POSTROOM["smtp"]["rcpt_timeout"] is wrong'),
         ({"SMTP_RCPT_TIMEOUT": "x"}, "postroom.E003", 'POSTROOM["SMTP_RCPT_TIMEOUT"] is wrong'),
-        ({"WEBHOOKS": {"stripe": {}}}, "postroom.E003", "stripe"),
+        (
+            {"WEBHOOKS": {"stripe": {}}},
+            "postroom.E003",
+            'POSTROOM["WEBHOOKS"].stripe.secrets: scheme stripe needs at least one',
+        ),
+        (
+            {"WEBHOOKS": {"stripe": {"secrets": ["env:NOT_SET_HERE"]}}},
+            "postroom.W004",
+            'POSTROOM["WEBHOOKS"].stripe.secrets: the variable NOT_SET_HERE is not set',
+        ),
         (
             {**STRIPE, "WEBHOOKS": {**STRIPE["WEBHOOKS"], "github": {"secrets": ["x" * 20]}}},
             "postroom.W001",

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from postroom.errors import ConfigError
 from postroom.settings import Settings
-from postroom.settings_sources import config_file, suggestion, variable
+from postroom.settings_sources import suggestion, variable
 from postroom.webhooks import places
 from postroom.webhooks.places import Place, Places
 from postroom.webhooks.schemes import SCHEMES, Hmac, Scheme, scheme_name
@@ -62,6 +62,10 @@ _HMAC_FIELDS = ("header", "algorithm", "encoding", "prefix")
 _HANDLER_FIELDS = ("name", "events", "url", "sql", "python", "secret", "allow_private")
 
 
+class VariableMissing(ConfigError):
+    """A variable that `env:NAME` names is not set in this process, or empty."""
+
+
 def read_sources(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, Source]:
     """
     The sources of this process, by name.
@@ -73,14 +77,15 @@ def read_sources(settings: Settings, environ: Mapping[str, str] = os.environ) ->
         environ: Where `env:NAME` looks.
 
     Raises:
-        ConfigError: A table is wrong, a variable is not set, or a source signs the address and
-            POSTROOM_PUBLIC_URL is not set.
+        ConfigError: A table is wrong, or a source signs the address and POSTROOM_PUBLIC_URL is not set.
+        VariableMissing: A variable is not set.
     """
-    tables = {name: _Table(("webhooks", name), table) for name, table in settings.webhooks.items()}
+    place = settings.place_of("webhooks", None)
+    tables = {name: _Table((place, name), table) for name, table in settings.webhooks.items()}
     if settings.stripe_webhook_secret is not None and not settings.stripe_webhook_secrets:
         _refuse_variable("it holds no secret")
     if STRIPE not in tables and settings.stripe_webhook_secrets:
-        tables[STRIPE] = _Table(("webhooks", STRIPE), {})
+        tables[STRIPE] = _Table((place, STRIPE), {})
     return {name: _source(name, table, settings, environ) for name, table in tables.items()}
 
 
@@ -208,7 +213,7 @@ def _lane(table: _Table) -> Lane | None:
 def _handlers(table: _Table, environ: Mapping[str, str]) -> tuple[Handler, ...]:
     written = table.fields.get("handlers", [])
     if not isinstance(written, list) or not all(isinstance(one, dict) for one in written):
-        table.refuse("handlers", f"write each as a table [[{'.'.join(table.path)}.handlers]]")
+        table.refuse("handlers", f"write each as a table [[webhooks.{table.path[1]}.handlers]]")
     if len(written) > HANDLERS_MAX:
         table.refuse("handlers", f"there are {len(written)}, at most {HANDLERS_MAX} are allowed")
     found: dict[str, Handler] = {}
@@ -244,7 +249,7 @@ def _handler(table: _Table, environ: Mapping[str, str]) -> Handler:
 
 
 class _Table:
-    """A table of postroom.toml, and its place in errors."""
+    """A table of a source, and its place in errors: where the sources are written, then names."""
 
     def __init__(self, path: tuple[str, ...], fields: Mapping[str, Any]) -> None:
         self.path = path
@@ -263,16 +268,22 @@ class _Table:
             return default
         try:
             return parse(self.fields[name])
+        except _NotSet as error:
+            self.refuse(name, str(error), VariableMissing)
         except ValueError as error:
             self.refuse(name, str(error))
 
-    def refuse(self, name: str | None, why: str) -> NoReturn:
+    def refuse(self, name: str | None, why: str, kind: type[ConfigError] = ConfigError) -> NoReturn:
         """
         Raises:
             ConfigError: Always; it names the file and the field.
         """
         path = ".".join((*self.path, name) if name else self.path)
-        raise ConfigError(f"{config_file()}: {path}: {why}")
+        raise kind(f"{path}: {why}")
+
+
+class _NotSet(ValueError):
+    """A variable is not set, or empty."""
 
 
 def _text(value: object) -> str:
@@ -375,7 +386,7 @@ def _from_env(value: object, environ: Mapping[str, str]) -> str:
     name = value.removeprefix("env:").strip()
     found = environ.get(name)
     if not found:
-        raise ValueError(f"the variable {name} is {'not set' if found is None else 'empty'}")
+        raise _NotSet(f"the variable {name} is {'not set' if found is None else 'empty'}")
     return found
 
 
