@@ -14,9 +14,11 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 
+from postroom.django.models import QueuedEmail
 from postroom.testing import signed
 from tests.django.commands import manage
 from tests.django.project import SECRET
+from tests.django.shop.models import Order
 from tests.journey.programs import Programs
 from tests.support.waiting import until_now
 
@@ -59,6 +61,18 @@ def test_going_back_leaves_the_mail(database_url: str) -> None:
     call_command("migrate", "postroom", "zero", verbosity=0)
     assert ask(database_url, "SELECT count(*) FROM email_queue") == 1
     call_command("migrate", verbosity=0)
+
+
+def test_flush_leaves_the_mail_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """`manage.py flush` empties the project's tables; what waits in the queue is sent all the same."""
+    Order.objects.create(stripe_id="cs_1")
+    send_mail("Hi", "x", None, ["ada@example.com"])
+    call_command("flush", interactive=False)
+    assert (
+        capsys.readouterr().out
+        == "  postroom: what is in its queues was left there, and is sent and handled\n"
+    )
+    assert (Order.objects.count(), QueuedEmail.objects.count()) == (0, 1)
 
 
 def test_an_event_becomes_an_order_and_a_receipt(database_url: str, tmp_path: Path) -> None:
@@ -148,25 +162,39 @@ def test_djangos_test_runner_works_on_its_own_database_alone(empty_database_url:
     (folder / "test_shop.py").write_text(
         """
 from django.core import mail
-from django.test import TransactionTestCase
+from django.test import TestCase, TransactionTestCase
 
 from postroom.django import room
+from postroom.errors import ConfigError
 from postroom.testing import deliver_now
 from tests.django.shop.models import Order
 
 
+EVENT = {"id": "evt_1", "type": "checkout.session.completed",
+         "data": {"object": {"id": "cs_1", "customer_email": "ada@example.com"}}}
+
+
 class ShopTest(TransactionTestCase):
     def test_an_order(self):
-        event = {"id": "evt_1", "type": "checkout.session.completed",
-                 "data": {"object": {"id": "cs_1", "customer_email": "ada@example.com"}}}
-        done = deliver_now(room, "stripe", event)
+        done = deliver_now(room, "stripe", EVENT)
+        self.assertFalse(done.duplicate)
         self.assertEqual(done.status, "processed", done.errors)
         self.assertEqual(Order.objects.get().stripe_id, "cs_1")
         self.assertEqual(mail.outbox[0].to, ["ada@example.com"])
+
+    def test_the_same_event_is_new_in_another_test(self):
+        self.test_an_order()
+
+
+class InOneTransaction(TestCase):
+    def test_its_transaction_and_the_handlers_are_two(self):
+        with self.assertRaisesMessage(ConfigError, "use a TransactionTestCase"):
+            deliver_now(room, "stripe", EVENT)
+        self.assertEqual(Order.objects.count(), 0)
 """
     )
     done = manage(empty_database_url, folder, "test", POSTROOM_DATABASE_URL=empty_database_url)
     assert done.returncode == 0, done.stderr
-    assert "Ran 1 test" in done.stderr
+    assert "Ran 3 tests" in done.stderr
     assert ask(empty_database_url, "SELECT to_regclass('public.email_queue') IS NULL")
     assert connection.vendor == "postgresql"

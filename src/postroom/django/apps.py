@@ -31,8 +31,14 @@ class PostroomConfig(AppConfig):
         post_migrate.connect(_bring_up_to_date, sender=self)
 
 
-def _bring_up_to_date(using: str, verbosity: int = 1, plan: Any = (), **_: object) -> None:  # noqa: ARG001
-    """What a newer postroom brings; Django's own migration of this app runs once and never again."""
-    from postroom.django.migrating import bring_up_to_date
+def _bring_up_to_date(using: str, verbosity: int = 1, plan: Any = None, **_: object) -> None:
+    """
+    What a newer postroom brings; Django's own migration of this app runs once and never again.
+
+    Without a plan it comes from `flush`.
+    """
+    from postroom.django.migrating import after_flush, bring_up_to_date
 
     bring_up_to_date(using, verbosity)
+    if plan is None:
+        after_flush(using, verbosity)

@@ -54,6 +54,14 @@ class OrmTransactions:
             if not connection.in_atomic_block:  # else a thread is in the middle of a function
                 connection.close()
 
+    def require_apart(self) -> None:
+        """See Transactions; handlers run in threads of their own, and so on other connections."""
+        if connections[alias()].in_atomic_block:
+            raise ConfigError(
+                "this test holds a transaction open (TestCase, atomic): it and the handler cannot see what "
+                "the other writes; use a TransactionTestCase, in pytest django_db(transaction=True)"
+            )
+
     def _ask_for_keepalives(self, connection: Any) -> None:
         """Of a new connection; see ASK_FOR_KEEPALIVES."""
         if connection.connection is not None:

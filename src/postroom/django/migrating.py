@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.migrations.operations.base import Operation
 
 from postroom.database.migrate import migrate, pending
-from postroom.django.conf import alias, database_url
+from postroom.django.conf import alias, database_url, in_tests
 
 T = TypeVar("T")
 
@@ -60,6 +60,34 @@ def bring_up_to_date(using: str, verbosity: int) -> None:
             print(f"  postroom: {line}")
 
     run(migrate(url, report=report))
+
+
+def after_flush(using: str, verbosity: int) -> None:
+    """
+    Empty the queues between two tests, as Django does with its own tables: the same event may come again.
+
+    Elsewhere they are left as they are, and that is said: whoever empties an application has not asked to
+    lose the mail that it has queued.
+    """
+    if using != alias() or connections[using].vendor != "postgresql":
+        return
+    if in_tests():
+        with connections[using].cursor() as cursor:
+            for table in _EMPTIED:
+                cursor.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
+    elif verbosity > 0:
+        print("  postroom: what is in its queues was left there, and is sent and handled")
+
+
+_EMPTIED = (
+    "public.email_queue",
+    "public.webhook_retry_queue",
+    "public.rate_limit_counters",
+    "postroom.webhook_requests",
+    "postroom.seen_webhooks",
+    "postroom.refused_rows",
+    "postroom.audit",
+)
 
 
 def is_up_to_date(using: str) -> bool:

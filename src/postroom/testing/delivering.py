@@ -109,7 +109,16 @@ async def deliver(
 
 
 def deliver_now(room: Room, source: str, payload: Payload, **how: Any) -> Delivered:
-    """The same where there is no event loop; see deliver()."""
+    """
+    The same where there is no event loop; see deliver().
+
+    Raises:
+        ConfigError: The test has a transaction open that its framework's handlers cannot see into, as
+            Django's TestCase has.
+    """
+    for one in room.registry.of.get(source, ()):
+        if one.transactions is not None:
+            one.transactions.require_apart()
     return asyncio.run(deliver(room, source, payload, **how))
 
 

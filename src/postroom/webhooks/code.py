@@ -145,6 +145,9 @@ class PsycopgTransactions:
         while self._idle:
             self._idle.pop().close()
 
+    def require_apart(self) -> None:
+        """Nothing: nobody else has these connections."""
+
     def _connection(self) -> psycopg.Connection[Any]:
         import psycopg
 

@@ -53,6 +53,15 @@ class Transactions(Protocol):
         """Close what no handler uses any more."""
         ...
 
+    def require_apart(self) -> None:
+        """
+        See that this thread has no transaction open which those of begin() cannot see into.
+
+        Raises:
+            ConfigError: It has one.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class CodeHandler:
