@@ -93,6 +93,23 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_prometheus_takes_the_configuration_of_the_page(tmp_path: Path) -> None:
+    """docs/metrics.md shows how `/metrics` is scraped."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs Debian's package prometheus")
+    shown = re.findall(
+        r"```yaml\n# (prometheus\.yml)\n(.*?)```", (DOCS / "metrics.md").read_text(), re.DOTALL
+    )
+    assert len(shown) == 1
+    (tmp_path / shown[0][0]).write_text(shown[0][1])
+    checked = subprocess.run(
+        [promtool, "check", "config", str(tmp_path / shown[0][0])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 RULES_TEST = """
 rule_files: [{rules}]
 evaluation_interval: 1m
