@@ -11,7 +11,7 @@ import pytest
 
 from postroom import PermanentFailure, Room
 from postroom.errors import ConfigError, SchemaError
-from postroom.testing import deliver, deliver_now, new_secret
+from postroom.testing import Delivered, deliver, deliver_now, new_secret
 from tests.support.waiting import until
 
 PAID = {"id": "evt_1", "type": "checkout.session.completed", "data": {"object": {"id": "cs_1"}}}
@@ -123,6 +123,22 @@ async def test_a_permanent_failure_is_a_dead_letter(room: Room) -> None:
 
 async def test_an_event_that_another_worker_took_first_is_waited_for(room: Room, db: Any) -> None:
     """As where `postroom up` runs beside the tests: what is told is how it ended there."""
+    delivery = await taken_first(room, db)
+    await db.execute("SELECT mark_webhook_processed(id) FROM webhook_retry_queue")
+    assert (await delivery).status == "processed"
+    assert await orders(db) == []
+
+
+async def test_an_event_that_another_worker_gives_back_is_handled_here(room: Room, db: Any) -> None:
+    """One that does not know the source has it for a moment."""
+    delivery = await taken_first(room, db)
+    await db.execute("UPDATE webhook_retry_queue SET status = 'pending'")
+    assert (await delivery).status == "processed"
+    assert await orders(db) == ["cs_1"]
+
+
+async def taken_first(room: Room, db: Any) -> asyncio.Task[Delivered]:
+    """A delivery whose event is another worker's before it is looked at; it waits."""
     await db.execute(
         """
         CREATE FUNCTION take_first() RETURNS trigger LANGUAGE plpgsql
@@ -139,9 +155,7 @@ async def test_an_event_that_another_worker_took_first_is_waited_for(room: Room,
     await until(is_taken)
     ended, _ = await asyncio.wait({delivery}, timeout=1)
     assert not ended
-    await db.execute("SELECT mark_webhook_processed(id) FROM webhook_retry_queue")
-    assert (await delivery).status == "processed"
-    assert await orders(db) == []
+    return delivery
 
 
 async def test_an_event_that_nobody_wants_says_so(room: Room) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from postroom.room import Room
 
 OTHERS_S_MAX = 60.0
-"""For an event that a worker of another process has taken."""
+"""For what a worker of another process has taken."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ async def deliver(
     It goes through the same door, table and engine as in production, in this process. Handlers of whatever
     else is due in this database run as well. Where a worker of another process takes the event first, as a
     `postroom up` beside the tests may, its end is waited for: `errors` has nothing of it, `last_error` has.
+    One that does not know the source gives it back.
 
     Args:
         room: Yours, with its handlers. It is closed afterwards where it was not open before.
@@ -205,31 +207,53 @@ async def _row_id(room: Room, source: str, facts: Mapping[str, Any]) -> UUID:
 
 async def _attempt(room: Room, row_id: UUID, attempts: int) -> list[BaseException]:
     """Run passes until the event has ended or has had its attempts; what handlers raised."""
-    from postroom.webhooks.delivery import Delivery
-
     errors: list[BaseException] = []
     await room.prepare_handlers()
+    ends = monotonic() + OTHERS_S_MAX
     for attempt in range(attempts):
         if attempt and not await _make_due(room, row_id):
             break
-        engine = room.webhook_engine()
-        assert isinstance(engine.work, Delivery)
-        engine.work.on_error = errors.append
-        await engine.run_pass()
-        await _others_end(room, row_id)
+        while await _pass_leaves_it(room, row_id, errors, ends):
+            pass
     return errors
 
 
-async def _others_end(room: Room, row_id: UUID) -> None:
-    """Wait while somebody else's lease holds the event."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(OTHERS_S_MAX):
-            while await room.database.fetchval(_IS_HELD, row_id):
-                await asyncio.sleep(0.02)
+async def _pass_leaves_it(room: Room, row_id: UUID, errors: list[BaseException], ends: float) -> bool:
+    """Run a pass; whether a worker elsewhere had the event meanwhile, and has given it back."""
+    from postroom.webhooks.delivery import Delivery
+
+    engine = room.webhook_engine()
+    assert isinstance(engine.work, Delivery)
+    engine.work.on_error = errors.append
+    before = await _place(room, row_id)
+    await engine.run_pass()
+    after = await _place(room, row_id)
+    while after.is_held and monotonic() < ends:
+        await asyncio.sleep(0.02)
+        after = await _place(room, row_id)
+    was_elsewhere = before.is_held or after.lease_no > before.lease_no
+    is_left = was_elsewhere and after.is_due and after.attempts == before.attempts
+    return is_left and monotonic() < ends
 
 
-_IS_HELD = """
-    SELECT event.status = 'processing' AND event.due_at > clock_timestamp()
+class _Place(NamedTuple):
+    """How often an event was leased and attempted, whether somebody holds it, whether it is due."""
+
+    lease_no: int
+    attempts: int
+    is_held: bool
+    is_due: bool
+
+
+async def _place(room: Room, row_id: UUID) -> _Place:
+    return _Place(*(await room.database.fetchrow(_PLACE, row_id) or (0, 0, False, False)))
+
+
+_PLACE = """
+    SELECT
+        event.lease_no, event.attempts,
+        event.status = 'processing' AND event.due_at > clock_timestamp() AS is_held,
+        event.status IN ('pending', 'processing') AND event.due_at <= clock_timestamp() AS is_due
     FROM public.webhook_retry_queue AS event
     WHERE event.id = $1
 """
