@@ -42,6 +42,22 @@ const calls = {
     return { node: process.version, hasWebSocket: "WebSocket" in globalThis, refused };
   },
 
+  // Of the database: { rpc: [name, arguments] }, or { from, insert | update | nothing, select, eq, options }.
+  async database({ url, key, user, rpc, from, insert, update, select, eq, options }) {
+    const supabase = createClient(url, key, {
+      auth: { persistSession: false, autoRefreshToken: false },
+      realtime: { transport: ws },
+      global: { headers: user ? { Authorization: `Bearer ${user}` } : {} },
+    });
+    let asked = rpc ? supabase.rpc(...rpc) : supabase.from(from);
+    if (insert) asked = asked.insert(insert, options ?? {});
+    if (update) asked = asked.update(update);
+    if (select) asked = asked.select(select);
+    if (eq) asked = asked.eq(...eq);
+    const { data, error, status } = await asked;
+    return { data, error, status };
+  },
+
   async stripe({ url, secret, payload, timestamp }) {
     const header = await new Stripe("sk_test_x").webhooks.generateTestHeaderStringAsync({ payload, secret, timestamp });
     const answer = await fetch(url, {
