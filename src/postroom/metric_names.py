@@ -106,7 +106,10 @@ METRICS = {
         "From when a row was to go out until it was sent, processed or a dead letter.",
     ),
     "postroom_transport_paused": Metric(
-        "gauge", "database", ("transport",), "1 where a transport is down and rests, 0 where it is up again."
+        "gauge",
+        "database",
+        ("transport",),
+        "1 where a transport is down and rests, 0 where it is up again; missing: it was never down.",
     ),
     "postroom_wait_seconds": Metric(
         "histogram",

@@ -47,6 +47,27 @@ def test_json_has_the_same_for_programs(cli: Cli, db: Db) -> None:
     assert found["limits"][0]["amount"] == 100
 
 
+def test_it_says_of_each_transport_what_is_known(cli: Cli, db: Db) -> None:
+    """Nobody knows of one that was never tried; it is not up for that."""
+    db.execute(
+        """
+        INSERT INTO postroom.transports (name, paused_until, reason, failures)
+        VALUES ('smtp://one:25', now() + interval '1 min', 'refused', 3), ('smtp://two:25', NULL, NULL, 0);
+        SELECT postroom.pause('transport', 'smtp://three:25', 'ada');
+        """
+    )
+    found = {one["name"]: (one["state"], one["here"]) for one in cli("status", "--json").json["transports"]}
+    (here,) = [name for name, (_, is_here) in found.items() if is_here]
+    assert found == {
+        here: ("not tried yet", True),
+        "smtp://one:25": ("down", False),
+        "smtp://two:25": ("up", False),
+        "smtp://three:25": ("paused", False),
+    }
+    lines = [" ".join(line.split()) for line in cli.ok("status").splitlines()]
+    assert f"{here}: not tried yet" in lines
+
+
 def test_it_shows_further_limits_and_who_waits_for_them(cli: Cli, db: Db) -> None:
     """Beside the global one: what is used of each, and how many mails wait for it."""
     db.execute("SELECT postroom.set_setting('email.limit.domain.gmail.com', '2/1h')")

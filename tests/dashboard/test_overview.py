@@ -107,7 +107,8 @@ async def test_alerts_transports_workers_and_jobs_are_shown(visitor: Visitor) ->
     assert "three letters , since" in words or "three letters, since" in words
     assert "no more letters" not in page
     assert "not yet told" not in page
-    assert "smtp:one paused" in words
+    assert "recorder not tried yet" in words
+    assert "smtp:one down paused until " in words
     assert "refused &lt;b&gt;" in page
     assert "smtp:two up" in words
     assert "machine-7, process 4711" in words

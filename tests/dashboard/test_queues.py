@@ -6,6 +6,7 @@ import html
 import re
 from typing import Any
 
+from postroom.queue.times import merge_tallies
 from tests.dashboard.conftest import Visitor
 
 
@@ -51,13 +52,28 @@ async def test_a_transport_is_paused_from_its_card(visitor: Visitor) -> None:
         """
     )
     page = _words(await visitor.page("/queues"))
-    assert "recorder up" in page
+    assert "recorder not tried yet" in page
     assert "smtp://other:25 down Down: paused until " in page
     assert "Not in this process's POSTROOM_TRANSPORT" in page
     await visitor.submit("/queues", do="pause", kind="transport", name="recorder")
     page = _words(await visitor.page("/queues"))
     assert "recorder paused It is paused by service key since " in page
     assert await _pauses(visitor) == [("transport", "recorder", None, True)]
+
+
+async def test_a_transport_that_has_ended_an_attempt_is_up(visitor: Visitor) -> None:
+    """As the figures tell, at once; a mail that a limit put back went by none."""
+    room = visitor.served.room
+    told = """
+        INSERT INTO postroom.tallies (queue, kind, transport, outcome, status, wait_ms, attempt_ms, total_ms)
+        VALUES ('email', '', 'recorder', $1, $2, '{1}', '{1}', '{1}')
+    """
+    await room.database.execute(told, "waits", "limit_global")
+    assert "recorder not tried yet" in _words(await visitor.page("/queues"))
+    await room.database.execute(told, "temporary", "pending")
+    assert "recorder up" in _words(await visitor.page("/queues"))
+    await merge_tallies(room.database)
+    assert "recorder up" in _words(await visitor.page("/queues"))
 
 
 async def test_what_cannot_be_paused_is_refused(visitor: Visitor) -> None:

@@ -77,7 +77,8 @@ async def _resume(what: str, name: str | None) -> tuple[Kind, str, Pause | None,
 
 
 async def _found(room: Room, what: str, name: str | None) -> tuple[Kind, str]:
-    from postroom.queue.pauses import QUEUE_WORDS, find_transport, known_transports
+    from postroom.queue.pauses import QUEUE_WORDS, find_transport
+    from postroom.queue.transports import read_transports
 
     queue = QUEUE_WORDS.get(what, what if what in QUEUE_WORDS.values() else None)
     if queue is not None:
@@ -86,7 +87,7 @@ async def _found(room: Room, what: str, name: str | None) -> tuple[Kind, str]:
         return "queue", queue
     if what != "transport":
         raise WrongUsage(f"{what!r} cannot be paused; write {WHAT}")
-    known = await known_transports(room.database, room.transport_names)
+    known = [one.name for one in await read_transports(room.database, room.transport_names, [])]
     found = find_transport(known, name or "")
     if found is None:
         # What was written may hold a password: it is not shown.

@@ -47,7 +47,8 @@ async def _read() -> tuple[Status, CronStatus]:
 
     async with opened_room() as room:
         with progress("counting"):
-            return await read_status(room.database, QUEUES), await read_cron(room.database)
+            found = await read_status(room.database, QUEUES, ways=room.transport_names)
+            return found, await read_cron(room.database)
 
 
 def _print(found: Status) -> None:
@@ -102,6 +103,10 @@ def _print_workers(found: Status) -> None:
         print_text(
             f"{count_of(lost, 'worker')} not seen any more, the last {duration(_last_seen(found))} ago"
         )
+    if found.transports:
+        heading("Transports")
+    for transport in found.transports:
+        print_text(f"{transport.name}: {transport.state}")
     if found.oldest_snapshot is not None:
         heading("Old snapshot")
         print_text(f"{found.oldest_snapshot}: the queue slows down; `postroom doctor` says what to do")

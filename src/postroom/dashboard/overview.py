@@ -23,6 +23,7 @@ from postroom.database.snapshots import read_snapshot_holders
 from postroom.queue.depths import Depths, read_depths
 from postroom.queue.status import read_limit_waits, read_limits
 from postroom.queue.times import MEASURES, Flow, QueueFlow, read_flow, read_last_minute
+from postroom.queue.transports import read_transports
 from postroom.queues import EMAILS, QUEUES
 from postroom.room import Room
 from postroom.schedule.status import CronStatus, read_cron
@@ -72,7 +73,6 @@ async def _live(room: Room) -> dict[str, Any]:
     database = room.database
     depths = await read_depths(database, QUEUES)
     paused = depths.paused
-    held = [pause.name for pause in paused if pause.kind == "transport"]
     cron = await read_cron(database)
     alerts = [alert for alert in await AlertStore(database).read() if alert.fired_at and not alert.over_at]
     snapshot = next(iter(await read_snapshot_holders(database, count_max=1)), None)
@@ -96,7 +96,7 @@ async def _live(room: Room) -> dict[str, Any]:
         "workers": [*depths.workers, *depths.helpers],
         "limits": await _limits(database, depths),
         "paused": {pause.name: pause for pause in paused if pause.kind == "transport"},
-        "known": [*dict.fromkeys([*room.transport_names, *depths.transports, *held])],
+        "transports": await read_transports(database, room.transport_names, paused),
         "cron": cron,
         "alerts": alerts,
         "snapshot": snapshot,

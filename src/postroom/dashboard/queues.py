@@ -22,8 +22,9 @@ from postroom.dashboard.site import (
 )
 from postroom.database.connect import Database
 from postroom.queue.depths import Depths, read_depths
-from postroom.queue.pauses import Kind, Pause, PauseRefused, known_transports, pause, resume, seconds_of
+from postroom.queue.pauses import Kind, Pause, PauseRefused, pause, resume, seconds_of
 from postroom.queue.status import WorkerStatus, read_workers
+from postroom.queue.transports import TransportStatus, read_transports
 from postroom.queues import QUEUES
 
 WORKERS_SHOWN = 100
@@ -58,13 +59,11 @@ class TransportCard:
     A transport, as the page shows it.
 
     Attributes:
-        here: One of this process's POSTROOM_TRANSPORT.
         held: A person has paused it.
         down: It is down, and tried again by itself.
     """
 
-    name: str
-    here: bool
+    status: TransportStatus
     held: Pause | None
     down: Pause | None
 
@@ -74,10 +73,10 @@ async def queues(request: Request) -> Response:
     """The page; on POST, pause or resume one of what it shows."""
     room = site_of(request).room
     notice, refused = None, None
-    known = await known_transports(room.database, room.transport_names)
     if request.method == "POST":
         form = await form_of(request)
-        kind, name = _named(form, known)
+        known = await read_transports(room.database, room.transport_names, [])
+        kind, name = _named(form, [one.name for one in known])
         try:
             notice = await _decide(request, form, kind, name)
         except PauseRefused as error:
@@ -88,7 +87,9 @@ async def queues(request: Request) -> Response:
         request,
         "queues.html",
         queues=[_queue_card(depths, queue.name) for queue in QUEUES],
-        transports=_transport_cards(depths, known, room.transport_names),
+        transports=_transport_cards(
+            depths, await read_transports(room.database, room.transport_names, depths.paused)
+        ),
         workers=_alive_first(workers)[:WORKERS_SHOWN],
         more=max(len(workers) - WORKERS_SHOWN, 0),
         notice=notice,
@@ -143,11 +144,11 @@ def _queue_card(depths: Depths, name: str) -> QueueCard:
     )
 
 
-def _transport_cards(depths: Depths, known: Sequence[str], here: Sequence[str]) -> list[TransportCard]:
+def _transport_cards(depths: Depths, known: Sequence[TransportStatus]) -> list[TransportCard]:
     of_transports = [one for one in depths.paused if one.kind == "transport"]
     held = {one.name: one for one in of_transports if one.by_hand}
     down = {one.name: one for one in of_transports if not one.by_hand}
-    return [TransportCard(name, name in here, held.get(name), down.get(name)) for name in known]
+    return [TransportCard(one, held.get(one.name), down.get(one.name)) for one in known]
 
 
 def _alive_first(workers: Sequence[WorkerStatus]) -> list[WorkerStatus]:

@@ -284,32 +284,6 @@ def seconds_of(span: str) -> float:
     return seconds
 
 
-async def known_transports(database: Database, configured: Sequence[str]) -> list[str]:
-    """
-    The names of transports: those of this process, then those that others have used or found down.
-
-    Args:
-        configured: This process's.
-    """
-    rows = await database.fetch(
-        """
-        SELECT found.name
-        FROM (
-            SELECT transport.name FROM postroom.transports AS transport
-            UNION
-            SELECT held.name FROM postroom.pauses AS held WHERE held.kind = 'transport'
-            UNION
-            SELECT total.transport
-            FROM postroom.processing_totals AS total
-            WHERE total.queue = 'email' AND total.transport NOT IN ('', 'other', 'an old caller')
-        ) AS found (name)
-        ORDER BY 1
-        LIMIT 100
-        """
-    )
-    return list(dict.fromkeys([*configured, *(row["name"] for row in rows)]))
-
-
 _BY_HAND = """
     SELECT
         held.kind, held.name, held.paused_by, held.since, held.until, held.reason, 0 AS failures,

@@ -13,6 +13,7 @@ from postroom.database.connect import Database
 from postroom.database.snapshots import SnapshotHolder, read_snapshot_holders
 from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.table import QueueTable
+from postroom.queue.transports import TransportStatus, read_transports
 
 ALIVE = "interval '15 seconds'"
 """A worker that was seen within this time is alive: three heartbeats."""
@@ -83,6 +84,7 @@ class Status:
 
     Attributes:
         paused: Queues and transports that are, by a person or since a transport is down.
+        transports: Those of this process first.
         oldest_snapshot: Who keeps dead rows from being removed, and for longer than five minutes.
     """
 
@@ -90,15 +92,21 @@ class Status:
     queues: dict[str, QueueStatus]
     workers: list[WorkerStatus]
     paused: list[Pause]
+    transports: list[TransportStatus]
     limits: list[LimitStatus]
     oldest_snapshot: SnapshotHolder | None
 
 
-async def read_status(database: Database, queues: Sequence[QueueTable]) -> Status:
+async def read_status(
+    database: Database, queues: Sequence[QueueTable], *, ways: Sequence[str] = ()
+) -> Status:
     """
     Read the state of these queues and of all workers.
 
     Counting reads each table once: seconds where millions of old rows are kept.
+
+    Args:
+        ways: The names of this process's transports.
 
     Raises:
         DatabaseUnavailable: No answer in time.
@@ -112,6 +120,7 @@ async def read_status(database: Database, queues: Sequence[QueueTable]) -> Statu
         queues={queue.name: await _read_queue(database, queue, used_up, held) for queue in queues},
         workers=await read_workers(database),
         paused=paused,
+        transports=await read_transports(database, ways, paused),
         limits=limits,
         oldest_snapshot=next(iter(await read_snapshot_holders(database, count_max=1)), None),
     )
