@@ -18,7 +18,8 @@ import psycopg.rows
 import pytest
 
 import postroom
-from postroom import DatabaseUnavailable, Email, InvalidEmail, PostroomError, Room, SchemaError
+from postroom import Attachment, DatabaseUnavailable, Email, InvalidEmail, PostroomError, Room, SchemaError
+from postroom.email import enqueue
 from tests.support.postgres import free_port
 from tests.support.waiting import until
 
@@ -248,6 +249,34 @@ async def test_many_emails_keep_their_order(room: Room, rows: Callable[[], list[
     ids = await room.send_many(emails)
     found = {row["id"]: row["to_email"] for row in rows()}
     assert [found[email_id] for email_id in ids] == [email.to for email in emails]
+
+
+async def test_one_file_goes_with_many_e_mails_and_is_not_held_for_each(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 mails with one of 1 MB take several statements, each written when it is its turn."""
+    content, written = bytes(1_000_000), []
+    document = enqueue._document
+
+    def noted(email: enqueue.QueueableEmail) -> str:
+        written.append(email.accepted.to)
+        return document(email)
+
+    monkeypatch.setattr(enqueue, "_document", noted)
+    emails = [
+        Email(**MAIL | {"to": f"u{n}@example.com", "attachments": [Attachment("a", content)]})
+        for n in range(40)
+    ]
+    batches = enqueue._batches(enqueue.check_many(emails))
+    assert [len(batch.places) for batch in batches] == [6] * 6 + [4]
+    assert written == []
+    ids = await room.send_many(emails)
+    rows = await room.database.fetch(
+        "SELECT id, to_email, octet_length(attachments::text) > 1333333 AS whole FROM email_queue"
+    )
+    assert {row["id"]: (row["to_email"], row["whole"]) for row in rows} == {
+        row_id: (f"u{n}@example.com", True) for n, row_id in enumerate(ids)
+    }
 
 
 async def test_many_emails_are_queued_all_or_none(room: Room, rows: Callable[[], list[Any]]) -> None:

@@ -175,10 +175,6 @@ else:
     BadHeaderError = ValueError
 
 
-def _with_attachment(message: EmailMultiAlternatives) -> None:
-    message.attach("bill.pdf", b"%PDF", "application/pdf")
-
-
 def _with_calendar(message: EmailMultiAlternatives) -> None:
     message.attach_alternative("BEGIN:VCALENDAR", "text/calendar")
 
@@ -203,7 +199,6 @@ def _with_two_lines(message: EmailMultiAlternatives) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_with_attachment, "attachments: cannot be queued yet: link to the file"),
         (_with_calendar, "alternatives: text/calendar cannot be queued"),
         (_with_two_htmls, "alternatives: there are two of text/html"),
         (_with_two_reply_tos, "reply_to: names several addresses"),

@@ -92,8 +92,8 @@ def test_queued_mails_become_ours_with_all_that_they_say(sent: Sent) -> None:
 def test_what_cannot_be_taken_over_is_left_and_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Attachments, an expiry, a template that fails, a Reply-To of several: post_office goes on with them."""
-    with override_settings(MEDIA_ROOT=str(tmp_path)):
+    """A lost file, an expiry, a template that fails, a Reply-To of several: post_office goes on with them."""
+    with override_settings(MEDIA_ROOT=str(tmp_path / "lost")):
         put(attachments={"bill.txt": ContentFile(b"17")})
     put("bob@example.com", expires_at=timezone.now() + timedelta(days=1))
     put("cyd@example.com", headers={"Reply-To": "a@example.com, b@example.com"})
@@ -105,13 +105,35 @@ def test_what_cannot_be_taken_over_is_left_and_named(
     command("--yes")
     said = capsys.readouterr().out
     assert "1 row taken over: 1 e-mail, one to each recipient" in said
-    assert "1 row left, it has attachments" in said
+    assert "1 row left, a file of its attachments cannot be read" in said
     assert "1 row left, it expires, which is for post_office to see to" in said
     assert "1 row left, its template cannot be rendered" in said
     assert "1 row left, it cannot be queued" in said
     assert "it cannot be queued: reply_to: 'a@example.com, b@example.com' names several addresses" in said
     assert [row[0] for row in queued()] == ["eve@example.com"]
     assert Email.objects.filter(status=STATUS.queued).count() == 4
+
+
+def test_their_files_go_with_them(sent: Sent, tmp_path: Path) -> None:
+    """Read from where post_office keeps them; one with headers of its own stands where the HTML shows it."""
+    shown = {"file": ContentFile(b"png"), "mimetype": "image/png", "headers": {"Content-ID": "<logo>"}}
+    with override_settings(MEDIA_ROOT=str(tmp_path)):
+        post_office.send(
+            "ada@example.com",
+            "Shop <shop@example.com>",
+            subject="Hi",
+            html_message='<img src="cid:logo">',
+            attachments={"bill.txt": ContentFile(b"17"), "logo.png": shown},
+        )
+        command("--yes")
+    (mail,) = sent()
+    found = {part.get_content_type(): part for part in mail.walk() if part.get_content_disposition()}
+    assert [found[kind].get_payload(decode=True) for kind in ("text/plain", "image/png")] == [b"17", b"png"]
+    assert found["text/plain"].get_filename() == "bill.txt"
+    assert (found["image/png"]["Content-ID"], found["image/png"].get_content_disposition()) == (
+        "<logo>",
+        "inline",
+    )
 
 
 def test_taking_over_twice_queues_nothing_twice() -> None:

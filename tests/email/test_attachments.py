@@ -207,7 +207,7 @@ def test_base64_in_lines_is_taken_as_the_same_file(content: bytes, newline: byte
     """encode(file, 'base64') of PostgreSQL breaks lines; the row of a door has none."""
     written = encodebytes(content).replace(b"\n", newline).decode()
     (file,) = check_attachments([{"filename": "a", "content": written}])
-    assert (file.content, file.bytes, file.size) == (b64encode(content).decode(), content, len(content))
+    assert (file.content, file.file, file.size) == (b64encode(content).decode(), content, len(content))
 
 
 REFUSED: dict[str, tuple[object, str, str]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import django
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
+from postroom.django.attachments import attachments_of
 from postroom.email.address import parse_mailbox
 from postroom.email.enqueue import Email, QueueableEmail, check
 from postroom.errors import InvalidEmail
@@ -50,9 +51,8 @@ def _emails(message: EmailMessage) -> Iterable[Email]:
         raise InvalidEmail(
             "message", f"{type(message).__name__} makes its MIME by itself, which a row cannot hold"
         )
-    if message.attachments:
-        raise InvalidEmail("attachments", "cannot be queued yet: link to the file, or send this one by SMTP")
     html, text = _bodies(message)
+    attachments = attachments_of(message)
     headers, reply_to = _headers(message)
     given = {name: getattr(message, name) for name in OWN_ATTRIBUTES if getattr(message, name, None)}
     key = given.pop("idempotency_key", None)
@@ -66,6 +66,7 @@ def _emails(message: EmailMessage) -> Iterable[Email]:
             from_email=str(message.from_email),
             reply_to=reply_to,
             headers=headers,
+            attachments=attachments,
             idempotency_key=f"{key}:{recipient}" if key and len(recipients) > 1 else key,
             **given,
         )

@@ -24,6 +24,9 @@ from postroom.wording import count_of
 
 APP = "post_office"
 BATCH_ROWS = 500
+MESSAGES_AT_ONCE = 50
+"""Whose attachments are held at once."""
+
 TOLD_MAX = 20
 """Rows that are left and named one by one; of the others there is the count."""
 
@@ -90,10 +93,11 @@ def _take_over(model: Any, dry_run: bool) -> TakenOver:
     last = 0
     while batch := list(rows.filter(pk__gt=last).prefetch_related("attachments")[:BATCH_ROWS]):
         last = batch[-1].pk
-        messages = list(_messages(batch, taken))
-        if not dry_run:
-            EmailBackend().send_messages([message for _, message in messages])
-            _mark(model, messages)
+        for start in range(0, len(batch), MESSAGES_AT_ONCE):
+            messages = list(_messages(batch[start : start + MESSAGES_AT_ONCE], taken))
+            if not dry_run:
+                EmailBackend().send_messages([message for _, message in messages])
+                _mark(model, messages)
     return taken
 
 
@@ -113,12 +117,12 @@ def _messages(batch: Iterable[Any], taken: TakenOver) -> Iterator[tuple[Any, Any
 
 def _message(row: Any) -> tuple[str, Any]:
     """A row as a message, or why it is left."""
-    if row.attachments.all():
-        return "it has attachments", None
     if row.expires_at is not None:
         return "it expires, which is for post_office to see to", None
     try:
         message = row.prepare_email_message()
+    except OSError as error:
+        return f"a file of its attachments cannot be read: {error.strerror or error}", None
     except Exception as error:  # whatever its template does
         return f"its template cannot be rendered: {type(error).__name__}: {error}", None
     # It was never sent, and gets the Message-ID of its new row.

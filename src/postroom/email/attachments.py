@@ -123,13 +123,13 @@ class AttachedFile:
     An attachment that was checked.
 
     Attributes:
-        content: In base64, nothing else in it: ASCII without line breaks, padded.
+        given: The file itself, or the same in base64 and nothing else: padded, without line breaks.
         given_type: What it was given as, where it was.
         size: Of the file itself, in bytes.
     """
 
     filename: str
-    content: str = field(repr=False)
+    given: str | bytes = field(repr=False)
     given_type: str | None
     content_id: str | None
     size: int
@@ -140,9 +140,14 @@ class AttachedFile:
         return self.given_type or TYPES.get(self.filename.rpartition(".")[2].lower(), OTHER_TYPE)
 
     @property
-    def bytes(self) -> bytes:
+    def content(self) -> str:
+        """In base64. Made anew each time: one file may go with thousands of e-mails."""
+        return self.given if isinstance(self.given, str) else b64encode(self.given).decode()
+
+    @property
+    def file(self) -> bytes:
         """The file itself."""
-        return a2b_base64(self.content)
+        return a2b_base64(self.given) if isinstance(self.given, str) else self.given
 
     @property
     def document(self) -> dict[str, str]:
@@ -243,13 +248,13 @@ def _check_filename(name: str, filename: object) -> str:
     return check_unicode(name, filename)
 
 
-def _check_content(name: str, content: object) -> tuple[str, int]:
-    """In base64, and the size of what it stands for."""
+def _check_content(name: str, content: object) -> tuple[str | bytes, int]:
+    """As AttachedFile.given, and the size of the file."""
     if content is None:
         raise InvalidEmail(name, "is missing")
     if isinstance(content, bytes | bytearray | memoryview):
-        encoded = b64encode(content)
-        return encoded.decode(), len(content)
+        file = bytes(content)
+        return file, len(file)
     if not isinstance(content, str):
         raise InvalidEmail(name, f"must be a text, the file in base64, not {kind_of(content)}")
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from postroom.email.address import check_address, check_text, check_unicode, kind_of
-from postroom.email.attachments import check_attachments
+from postroom.email.attachments import AttachedFile, check_attachments
 from postroom.email.headers import check_headers, check_line, check_subject
 from postroom.errors import InvalidEmail
 
@@ -35,12 +35,17 @@ class AcceptedEmail:
     metadata: dict[str, object] = field(repr=False)
     email_type: str | None
     idempotency_key: str | None
-    attachments: list[dict[str, str]] | None = field(default=None, repr=False)
+    attachments: list[AttachedFile] | None = field(default=None, repr=False)
 
     @property
     def attached(self) -> int | None:
-        """The characters of its attachments, about; None where there are none."""
-        return sum(len(file["content"]) for file in self.attachments) if self.attachments else None
+        """The characters of its attachments in base64, about; None where there are none."""
+        return sum(file.size for file in self.attachments) * 4 // 3 if self.attachments else None
+
+    @property
+    def documents(self) -> list[dict[str, str]] | None:
+        """Its attachments as a row has them; None where there are none."""
+        return [file.document for file in self.attachments] if self.attachments else None
 
 
 def check_email(
@@ -94,7 +99,7 @@ def check_email(
         metadata=_check_metadata(metadata),
         email_type=_check_name("email_type", email_type),
         idempotency_key=_check_name("idempotency_key", idempotency_key),
-        attachments=[file.document for file in check_attachments(attachments)] or None,
+        attachments=check_attachments(attachments) or None,
     )
 
 

@@ -110,16 +110,17 @@ class Batch:
 
     Attributes:
         places: Their places in the call.
-        documents: Each as a JSON object.
+        documents: Each as a JSON object; or the e-mail, where its attachments make that large.
     """
 
     places: list[int]
-    documents: list[str] = field(repr=False)
+    documents: list[str | QueueableEmail] = field(repr=False)
 
     @property
     def json(self) -> str:
-        """What enqueue_emails takes."""
-        return f"[{','.join(self.documents)}]"
+        """What enqueue_emails takes. Made anew each time, so that no two statements are held at once."""
+        written = (each if isinstance(each, str) else _document(each) for each in self.documents)
+        return f"[{','.join(written)}]"
 
 
 def check(email: Email, *, may_be_empty: bool = False) -> QueueableEmail:
@@ -322,7 +323,7 @@ def _document(email: QueueableEmail) -> str:
         "max_attempts": email.max_attempts,
         "text": accepted.text,
         "headers": accepted.headers,
-        "attachments": accepted.attachments,
+        "attachments": accepted.documents,
     }
     return _to_json({name: value for name, value in given.items() if value is not None})
 
@@ -342,13 +343,14 @@ def _batches(emails: Sequence[QueueableEmail]) -> list[Batch]:
     a key that another transaction holds is waited for, and two calls that wait in one order cannot wait for
     each other.
     """
-    documents = [_document(email) for email in emails]
-    if sum(map(len, documents)) <= STATEMENT_CHARACTERS_MAX:
+    documents = [email if email.accepted.attachments else _document(email) for email in emails]
+    sizes = [len(each) if isinstance(each, str) else _size(each) for each in documents]
+    if sum(sizes) <= STATEMENT_CHARACTERS_MAX:
         return [Batch(list(range(len(documents))), documents)]
     batches = [Batch([], [])]
     characters = 0
     for place in sorted(range(len(emails)), key=lambda place: emails[place].accepted.idempotency_key or ""):
-        size = len(documents[place])
+        size = sizes[place]
         if batches[-1].places and characters + size > STATEMENT_CHARACTERS_MAX:
             batches.append(Batch([], []))
             characters = 0
@@ -356,6 +358,12 @@ def _batches(emails: Sequence[QueueableEmail]) -> list[Batch]:
         batches[-1].documents.append(documents[place])
         characters += size
     return batches
+
+
+def _size(email: QueueableEmail) -> int:
+    """Its characters as JSON, about."""
+    accepted = email.accepted
+    return len(accepted.html) + len(accepted.text or "") + (accepted.attached or 0)
 
 
 def _in_order(batches: Sequence[Batch], answers: Answers) -> list[UUID]:

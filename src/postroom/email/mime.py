@@ -216,9 +216,9 @@ def _file_part(file: AttachedFile, disposition: str) -> Part:
     """Headers and body of a file, byte for byte; only of a message lines that end in LF end in CRLF."""
     kind, encoding, body = file.content_type, "base64", None
     if kind.startswith("message/"):  # may not be in base64 (RFC 2046, 5.2.1)
-        body = _as_message(file.bytes)
+        body = _as_message(file.file)
         kind, encoding = (OTHER_TYPE, encoding) if body is None else (kind, "7bit")
-    elif kind.startswith("text/") and "charset=" not in kind.lower() and _is_utf8_beyond_ascii(file.bytes):
+    elif kind.startswith("text/") and "charset=" not in kind.lower() and _is_utf8_beyond_ascii(file.file):
         kind += "; charset=utf-8"
     head = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: {encoding}\r\n"
     named = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""

@@ -131,6 +131,7 @@ class EmailStore:
             The claim; or the id of a row that has the same idempotency key; or the limit that is reached.
         """
         asked_at = monotonic()
+        documents = accepted.documents
         sender = accepted.from_email or self.sender
         row = await self._database.fetchrow(
             """
@@ -151,7 +152,7 @@ class EmailStore:
             accepted.text,
             json_text(accepted.headers),
             accepted.idempotency_key,
-            json_text(accepted.attachments),
+            json_text(documents),
         )
         assert row is not None
         if row["id"] is None:
@@ -171,7 +172,7 @@ class EmailStore:
             max_attempts=1,
             email_type=accepted.email_type,
             attached=accepted.attached,
-            attachments=accepted.attachments,
+            attachments=documents,
         )
         return Claim(row["id"], email, 1, row["lease_s"], asked_at + row["lease_s"])
 
