@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.samples import samples_of
+from tests.support.pgbouncer import started
 from tests.support.postgres import free_port
+from tests.support.waiting import until_now
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
@@ -92,6 +96,28 @@ def test_the_image_asks_its_door_whether_it_is_well() -> None:
         server.shutdown()
     down = subprocess.run(["sh", "-c", found[1]], env=environment, capture_output=True, check=False)
     assert down.returncode == 1
+
+
+def test_the_poolers_file_is_one_for_every_pgbouncer() -> None:
+    """The page's pgbouncer.ini starts Debian 12's, which knows less than newer ones."""
+    port = free_port()
+    (ini,) = (one.text for one in samples_of(ROOT / "docs/how-to/pgbouncer.md") if one.language == "ini")
+    for said, instead in {
+        "db.example.com": "127.0.0.1",
+        "0.0.0.0": "127.0.0.1",
+        "6432": str(port),
+        "/etc/pgbouncer/userlist.txt": "users\nunix_socket_dir =",
+    }.items():
+        assert said in ini
+        ini = ini.replace(said, instead)
+    with started(ini, users='"app" "secret"\n') as failed:
+        until_now(lambda: _listens(port) or bool(failed()))
+        assert not failed()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 class _Healthy(http.server.BaseHTTPRequestHandler):
