@@ -84,7 +84,7 @@ async def _check() -> None:
     finally:
         await room.close()
     for step in steps:
-        print_line(step)
+        print_line(f"to do: {step}")
     if steps:
         note("postroom: the database is behind: run `postroom migrate`")
         raise typer.Exit(FAILED)

@@ -305,7 +305,8 @@ async def check_access(database: Database) -> list[Finding]:
             warning(
                 "roles",
                 f"missing: {missing}",
-                "let somebody who may CREATE ROLE make them (NOLOGIN), then run `postroom migrate`",
+                "only who calls as one of them, such as a Supabase client, needs them: then let somebody "
+                "who may CREATE ROLE make them (NOLOGIN), and run `postroom migrate`",
             )
         )
     rows = await database.fetch(_GRANTS_SQL)

@@ -870,8 +870,9 @@ async def test_certificate_that_proves_nothing_is_refused(
     asked: dict[str, Any] = {"host": host, "days": days, "implicit": implicit, "starttls": "required"}
     login: dict[str, Any] = {"username": "courier", "password": SECRET, "ca_file": ca_file}
     server, transport = await open_secured(**asked, **login)
-    with pytest.raises(TransportDown, match="certificate is not trusted"):
+    with pytest.raises(TransportDown, match="certificate is not trusted") as failed:
         await transport.send(new_email(), started)
+    assert ("?ca=FILE" in str(failed.value)) is not trusted
     assert "AUTH" not in server.commands
     server, transport = await open_secured(**asked, **login, verify=False)
     await transport.send(new_email(), started)

@@ -90,7 +90,7 @@ BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
             EXCEPTION
                 WHEN insufficient_privilege THEN
-                    RAISE NOTICE 'role % is missing and % may not make it: have it made, then migrate again',
+                    RAISE NOTICE 'role % is missing and % may not make it: where something calls as it, have it made and migrate again',
                         v_role, current_user;
                 WHEN duplicate_object OR unique_violation THEN
                     NULL;

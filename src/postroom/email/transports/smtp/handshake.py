@@ -160,6 +160,10 @@ def _helo_name(sock: socket.socket) -> str:
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
+_OF_AN_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+"""X509_V_ERR_… of OpenSSL: signed by itself, by an authority that signs itself, by one that is not here."""
+
+
 def _down(server: SmtpServer, error: Exception) -> TransportDown:
     """One line that says what failed and never holds a secret, even where the server repeats it."""
     code = None
@@ -178,6 +182,8 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
             kind = TooManyConnections
     elif isinstance(error, ssl.SSLCertVerificationError):
         text = f"its certificate is not trusted: {error.verify_message}"
+        if error.verify_code in _OF_AN_UNKNOWN_AUTHORITY:
+            advice = "; name the file of your own authority by ?ca=FILE in POSTROOM_TRANSPORT"
     elif isinstance(error, socket.gaierror):
         text = f"its name is not found: {error.strerror}"
     elif isinstance(error, aiosmtplib.SMTPException):
