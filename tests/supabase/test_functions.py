@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
+import hmac
 import json
 import subprocess
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +123,100 @@ async def test_stripes_event_is_stored_through_the_function(js: Driver, edge: Ed
         assert [row["body"] for row in stored] == [payload.encode()]
         passed = await invoke(js, edge, "process-webhook-retries", body={})
         assert passed["data"] == {"processed": 1, "failed": 0, "total": 1}
+
+
+BODIES = {
+    "not ascii": '{"id":"evt_1","name":"Zo\u00eb \u2603 \U0001f600"}'.encode(),
+    "not utf-8": b'{"id":"evt_2","name":"\xff\xfe"}',
+    "with a mark of byte order": b'\xef\xbb\xbf{"id":"evt_3"}',
+    "with line ends and a null": b'{"id":"evt_4",\r\n"a":1}\r\n\x00',
+    "empty": b"",
+    "of a megabyte": b'{"id":"evt_5","pad":"' + b"x" * 1_000_000 + b'"}',
+    "compressed": gzip.compress(b'{"id":"evt_6"}'),
+    "said to be compressed": b'{"id":"evt_7"}',
+}
+
+
+def signed(body: bytes) -> dict[str, str]:
+    """The header that Stripe sends with a body, whatever is in it."""
+    stamp = int(time.time())
+    digest = hmac.new(STRIPE_SECRET.encode(), f"{stamp}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"stripe-signature": f"t={stamp},v1={digest}", "content-type": "application/json"}
+
+
+async def test_bytes_and_headers_pass_as_they_are(edge: Edge, house: Served) -> None:
+    """Whatever the bytes are, in one piece or in many: what is stored is what was signed."""
+    sent = []
+    with edge.serving("stripe-webhook"):
+        async with httpx.AsyncClient(trust_env=False) as client:
+
+            async def post(body: bytes, *, in_pieces: bool = False, **headers: str) -> httpx.Response:
+                async def pieces() -> AsyncIterator[bytes]:
+                    for start in range(0, len(body), 7):
+                        yield body[start : start + 7]
+
+                return await client.post(
+                    edge.url("stripe-webhook"),
+                    content=pieces() if in_pieces else body,
+                    headers={**signed(body), **headers},
+                )
+
+            for what, body in BODIES.items():
+                encoding = {"content-encoding": "gzip"} if "compressed" in what else {}
+                answer = await post(body, in_pieces="utf-8" in what, **encoding)
+                assert (answer.status_code, answer.json()) == (200, {"received": True}), what
+                sent.append((body, encoding.get("content-encoding")))
+            too_large = await post(b"x" * 11_000_000)
+            assert too_large.status_code == 413
+            assert set(too_large.json()) == {"error"}
+            for method in ("GET", "PUT", "DELETE"):
+                answer = await client.request(method, edge.url("stripe-webhook"))
+                assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+            assert (await client.head(edge.url("stripe-webhook"))).content == b""
+    stored = await house.room.database.fetch(
+        "SELECT body, headers FROM postroom.webhook_requests ORDER BY id"
+    )
+    found = [(row["body"], dict(json.loads(row["headers"])).get("content-encoding")) for row in stored]
+    assert sorted(found, key=str) == sorted(sent, key=str)
+
+
+async def test_stripes_retry_after_a_503_ends_in_one_row(js: Driver, edge: Edge, house: Served) -> None:
+    """The house had stored it and its answer was lost: Stripe comes again, and it is one event."""
+    payload = '{"id":"evt_1","type":"checkout.session.completed"}'
+    lose = True
+
+    async def lossy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """To the house, whose answers are lost as long as `lose` holds."""
+        there, back = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+
+        async def pass_on() -> None:
+            while data := await reader.read(65_536):
+                back.write(data)
+
+        passing = asyncio.create_task(pass_on())
+        while answer := await there.read(65_536):
+            if lose:
+                break
+            writer.write(answer)
+        passing.cancel()
+        back.close()
+        writer.close()
+
+    async def post() -> Any:
+        url, stamp = edge.url("stripe-webhook"), int(time.time())
+        return await asyncio.to_thread(
+            js, "stripe", url=url, secret=STRIPE_SECRET, payload=payload, timestamp=stamp
+        )
+
+    async with await asyncio.start_server(lossy, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with edge.serving("stripe-webhook", house_url=f"http://127.0.0.1:{port}"):
+            lost = await post()
+            lose = False
+            again = await post()
+    assert lost == {"status": 503, "body": {"error": "postroom cannot be reached", "uncertain": True}}
+    assert again == {"status": 200, "body": {"received": True, "duplicate": True}}
+    assert await house.room.database.fetchval("SELECT count(*) FROM webhook_retry_queue") == 1
 
 
 async def test_a_house_that_is_away_is_a_503(js: Driver, edge: Edge, tmp_path: Path) -> None:

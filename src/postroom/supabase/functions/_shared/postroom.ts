@@ -7,7 +7,6 @@
 const OWN_HEADERS = [
   "accept-encoding",
   "connection",
-  "content-encoding",
   "content-length",
   "expect",
   "host",
@@ -54,7 +53,8 @@ async function forward(name: string, request: Request, timeoutMs: number): Promi
     // Read here, so that an answer that is cut off is a 503, not half a 200.
     const body = await answer.arrayBuffer();
     const isEmpty = [101, 204, 205, 304].includes(answer.status);
-    return new Response(isEmpty ? null : body, { status: answer.status, headers: passedOn(answer.headers) });
+    const { "content-encoding": _, ...headers } = passedOn(answer.headers); // fetch() has decoded it
+    return new Response(isEmpty ? null : body, { status: answer.status, headers });
   } catch (error) {
     return isTimeout(error)
       ? away(`postroom did not answer within ${timeoutMs / 1000} s: it may still do what was asked`, true)
