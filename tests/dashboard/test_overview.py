@@ -74,6 +74,21 @@ async def test_both_queues_are_counted(visitor: Visitor) -> None:
     assert "1 waits for it" in words
 
 
+async def test_dead_letters_beyond_ten_thousand_are_about_so_many(visitor: Visitor) -> None:
+    """They are counted so far, and estimated from there on."""
+    await _execute(
+        visitor,
+        """
+        INSERT INTO email_queue (to_email, subject, html, status, dead_reason, failed_at)
+        SELECT 'a@b.example', 's', 'h', 'dead_letter', 'permanent', now() FROM generate_series(1, 10500);
+        ANALYZE email_queue;
+        """,
+    )
+    words = _words(await visitor.page())
+    assert re.search(r"about 10,\d\d\d dead letters need a person", words)
+    assert re.search(r"Dead letters about 10,\d\d\d", words)
+
+
 async def test_limits_say_how_full_they_are(visitor: Visitor) -> None:
     """Those of all e-mails, and further ones that somebody has set."""
     await visitor.served.set("email.limit.domain.example.com", "5/60s")

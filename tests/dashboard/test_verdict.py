@@ -54,6 +54,17 @@ def _house(
     return House(**(well | more))
 
 
+def test_what_is_estimated_says_about_how_many() -> None:
+    """Beyond 10,000 neither dead letters nor what waits is counted."""
+    assert judge(_house(dead=10_000)).text == "Mail and webhooks flow, but 10,000 dead letters need a person."
+    verdict = judge(_house(dead=31_415))
+    assert verdict.text == "Mail and webhooks flow, but about 31,415 dead letters need a person."
+    waiting = {("email", "due"): 10_000, ("email", "uncounted"): 1_234}
+    remark = judge(_house(workers=("webhook",), live=waiting)).remark
+    assert remark is not None
+    assert remark.text.startswith("no worker takes e-mails, and about 11,234 wait: ")
+
+
 def test_a_house_in_which_all_flows_is_said_to_flow() -> None:
     """With what it did in the last minute."""
     assert judge(_house()).text == "Mail and webhooks flow; nothing is late."

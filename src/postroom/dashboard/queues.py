@@ -39,7 +39,7 @@ class QueueCard:
 
     Attributes:
         held: A person has paused it.
-        waiting: By what for (postroom.queue_depths).
+        waiting: Live rows that are not in flight; about so many where that is an estimate.
         workers: How many are alive and claim.
     """
 
@@ -48,6 +48,7 @@ class QueueCard:
     path: str
     held: Pause | None
     waiting: int
+    about_waiting: bool
     in_flight: int
     oldest_due_s: float
     workers: int
@@ -131,13 +132,13 @@ async def _decide(request: Request, form: Form, kind: Kind, name: str) -> str:
 
 def _queue_card(depths: Depths, name: str) -> QueueCard:
     title, path = TITLES[name]
-    waiting = sum(n for (queue, state), n in depths.live.items() if queue == name and state != "leased")
     return QueueCard(
         name=name,
         title=title,
         path=path,
         held=next((one for one in depths.paused if (one.kind, one.name) == ("queue", name)), None),
-        waiting=waiting,
+        waiting=depths.waiting(name),
+        about_waiting=depths.waiting_is_estimate(name),
         in_flight=depths.live.get((name, "leased"), 0),
         oldest_due_s=depths.oldest_due_s[name],
         workers=sum(worker.queue == name for worker in depths.workers),

@@ -107,16 +107,14 @@ def _remarks(house: House) -> Iterator[Remark]:
 def _workers(house: House) -> Iterator[Remark]:
     without = [queue for queue in QUEUES if not _has_worker(house, queue)]
     if len(without) == len(QUEUES):
-        waiting = sum(_waiting(house, queue) for queue in QUEUES)
-        wait = f", and {waiting:,} wait" if waiting else ""
-        path = _list(next((queue for queue in QUEUES if _waiting(house, queue)), EMAILS))
-        yield Remark("bad", f"no worker runs{wait}: {_START}", path, "What waits")
+        waits = [queue for queue in QUEUES if house.depths.waiting(queue.name)]
+        text = f"no worker runs{_and_wait(house, waits)}: {_START}"
+        yield Remark("bad", text, _list(next(iter(waits), EMAILS)), "What waits")
         return
     for queue in without:
-        waiting = _waiting(house, queue)
-        level: Level = "bad" if waiting else "attention"
-        wait = f", and {waiting:,} wait" if waiting else ""
-        yield Remark(level, f"no worker takes {queue.noun}s{wait}: {_START}", _list(queue), "What waits")
+        level: Level = "bad" if house.depths.waiting(queue.name) else "attention"
+        text = f"no worker takes {queue.noun}s{_and_wait(house, [queue])}: {_START}"
+        yield Remark(level, text, _list(queue), "What waits")
 
 
 def _paused(house: House) -> Iterator[Remark]:
@@ -158,7 +156,9 @@ def _line(house: House, queue: QueueTable) -> Iterator[Remark]:
 def _attention(house: House) -> Iterator[Remark]:
     if dead := sum(house.depths.dead_letters.values()):
         need = "needs" if dead == 1 else "need"
-        yield Remark("attention", f"{count_of(dead, 'dead letter')} {need} a person", "/dead-letters", "Open")
+        about = "about " if any(house.depths.dead_is_estimate(queue.name) for queue in QUEUES) else ""
+        text = f"{about}{count_of(dead, 'dead letter')} {need} a person"
+        yield Remark("attention", text, "/dead-letters", "Open")
     if house.scheduler_missing:
         text = "no scheduler runs: `postroom up` or `postroom scheduler` starts one"
         yield Remark("attention", text, "/cron", "Its jobs")
@@ -187,10 +187,10 @@ def _has_worker(house: House, queue: QueueTable) -> bool:
     return any(worker.queue == queue.name for worker in house.depths.workers)
 
 
-def _waiting(house: House, queue: QueueTable) -> int:
-    return sum(
-        n for (name, state), n in house.depths.live.items() if name == queue.name and state != "leased"
-    )
+def _and_wait(house: House, queues: Sequence[QueueTable]) -> str:
+    waiting = sum(house.depths.waiting(queue.name) for queue in queues)
+    about = "about " if any(house.depths.waiting_is_estimate(queue.name) for queue in queues) else ""
+    return f", and {about}{waiting:,} wait" if waiting else ""
 
 
 def _list(queue: QueueTable) -> str:

@@ -10,6 +10,9 @@ from postroom.queue.pauses import Pause, read_pauses
 from postroom.queue.status import LimitStatus, WorkerStatus, read_limits, read_workers
 from postroom.queue.table import QueueTable
 
+COUNTED_MAX = 10_000
+"""Rows and dead letters of a queue are counted so far; what is beyond is estimated (58_monitoring.sql)."""
+
 TRANSPORTS_MAX = 50
 """More are not shown: each is a time series of its own."""
 
@@ -42,6 +45,18 @@ class Depths:
     oldest_snapshot_s: float
     paused: list[Pause] = field(default_factory=list)
     paused_s: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    def waiting(self, queue: str) -> int:
+        """Live rows that are not in flight."""
+        return sum(count for (of, state), count in self.live.items() if of == queue and state != "leased")
+
+    def waiting_is_estimate(self, queue: str) -> bool:
+        """Whether waiting() says about how many."""
+        return (queue, "uncounted") in self.live
+
+    def dead_is_estimate(self, queue: str) -> bool:
+        """Whether dead_letters says about how many."""
+        return self.dead_letters.get(queue, 0) > COUNTED_MAX
 
 
 async def read_depths(database: Database, queues: Sequence[QueueTable]) -> Depths:
