@@ -40,7 +40,7 @@ bench: $(SETUP) $(PEERS) ## measure the speed against the peers (BENCH="noop_dra
 	$(BIN)/python bench/run.py $(BENCH)
 
 chaos: $(SETUP) ## kills and faults for minutes; prints what was lost and doubled (SEED=, SECONDS=, SABOTAGE=1)
-	$(if $(SABOTAGE),,$(BIN)/pytest -m chaos -n $(TEST_PROCESSES) --dist worksteal --timeout 1000 --session-timeout 1000)
+	$(if $(SABOTAGE),,$(BIN)/pytest -m chaos -n $(TEST_PROCESSES) --dist worksteal --timeout 1000 --session-timeout 2000)
 	$(BIN)/python -m tests.chaos $(if $(SABOTAGE),--sabotage) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 demo: $(SETUP) ## send mails and webhooks on a throw-away database, break workers, print what became of each

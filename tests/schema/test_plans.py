@@ -348,8 +348,32 @@ def test_monitoring_reads_what_is_live_and_no_more_than_its_bound(reader: Reader
         assert not waits.scanned_whole("email_queue")
 
 
-def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader) -> None:
+@contextmanager
+def _swept(url: str, table: LiteralString) -> Iterator[None]:
+    """
+    What the block rolled back leaves no dead entries for other tests to read; the statistics stay.
+
+    Of 2,000 rows that are due before all others, rolled back seven times for each statistics, an empty claim
+    reads 779 pages for as long as nobody vacuums.
+    """
+    yield
+    with psycopg.connect(url, autocommit=True) as connection:
+        known = connection.execute(
+            "SELECT relpages, reltuples, oid FROM pg_class WHERE oid >= 16384"
+        ).fetchall()
+        connection.execute(f"VACUUM {table}")
+        connection.cursor().executemany(
+            "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s", known
+        )
+
+
+def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader, loaded_url: str) -> None:
     """Behind its first event, which waits for a retry: a claim passes over the others and asks once."""
+    with _swept(loaded_url, "webhook_retry_queue"):
+        _look_up_a_busy_lane(reader)
+
+
+def _look_up_a_busy_lane(reader: Reader) -> None:
     for _ in range(CALLS):
         with reader.undone():
             reader.connection.execute(
