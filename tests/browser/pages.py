@@ -33,6 +33,7 @@ OF_A_KIND = {
     "emails/{id:uuid}/html": (),  # a stranger's mail, in its frame: it is not ours to judge
     "mailbox/{name}": (f"/mailbox/{CAUGHT}",),
     "emails/{id:uuid}/source": (),  # files to take away
+    "emails/{id:uuid}/attachments/{number}": (),
     "mailbox/{name}/source": (),
     "mailbox/{name}/attachments/{number}": (),
     "mailbox/{name}/html": (),

@@ -39,6 +39,17 @@ def test_the_list_holds_both_queues_newest_first(cli: Cli, db: Db) -> None:
     assert lines[2].endswith("550 5.1.1 no such user")
 
 
+def test_attachments_are_shown_by_their_sizes(cli: Cli, db: Db) -> None:
+    """Nobody wants a megabyte of base64 on his screen, nor in JSON."""
+    mail = insert_dead_letter(db, attachments='[{"filename": "bill.pdf", "content": "JVBERg=="}]')
+    assert cli("dead-letters", "show", mail, "--json").json["attachments"] == [
+        {"filename": "bill.pdf", "content": "4 bytes"}
+    ]
+    shown = cli.ok("dead-letters", "show", mail)
+    assert "bill.pdf" in shown
+    assert "JVBERg" not in shown
+
+
 @pytest.mark.parametrize(("reason", "count"), [("permanent", 1), ("EXHAUST", 0), ("timed OUT", 1), ("x", 0)])
 def test_reason_is_one_of_ours_or_a_part_of_the_last_error(cli: Cli, db: Db, reason: str, count: int) -> None:
     """Whatever its case."""

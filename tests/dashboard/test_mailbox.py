@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -141,6 +142,23 @@ async def test_attachments_and_mails_that_somebody_has_read_are_shown(
     assert "bill.pdf" in answer.headers["content-disposition"]
     await sender.page(address[1].replace("/0", "/1"), 404)
     await sender.page(address[1].replace("/0", "/%C2%B2"), 404)
+
+
+async def test_images_and_messages_within_a_mail_are_attachments_too(sender: Visitor) -> None:
+    """What the HTML shows by its Content-ID, and a mail that goes with a mail: all that is no body."""
+    old = b"From: a@b.example\r\nSubject: old\r\n\r\nHello\r\n"
+    files = [
+        {"filename": "logo.png", "content": b64encode(b"png").decode(), "content_id": "logo"},
+        {"filename": "old.eml", "content": b64encode(old).decode()},
+    ]
+    await _send(sender, html='<p>Hi <img src="cid:logo"></p>', attachments=files)  # type: ignore[arg-type]
+    (name,) = re.findall(r'href="/dashboard/mailbox/([^"?/]+)"', await sender.page("/mailbox"))
+    page = await sender.page(f"/mailbox/{name}")
+    assert "image/png, 3 bytes" in page
+    assert "message/rfc822" in page
+    for number, content in enumerate((b"png", old)):
+        answer = await sender.client.get(f"/dashboard/mailbox/{name}/attachments/{number}")
+        assert answer.content.replace(b"\r\n", b"\n") == content.replace(b"\r\n", b"\n")
 
 
 async def test_an_attachment_is_saved_and_never_shown_whatever_it_says_it_is(

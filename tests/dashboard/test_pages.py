@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -338,6 +339,61 @@ async def test_what_is_very_long_is_cut_off_and_the_page_says_how_long_it_is(vis
         page = await visitor.page(path)
         assert "… cut off here: 2,0" in page
         assert len(page) < 500_000
+
+
+async def test_attachments_are_listed_and_can_be_saved_and_are_never_shown(visitor: Visitor) -> None:
+    """Name, type and size; what is saved has no type of its own, whatever it says that it is."""
+    files = [
+        {"filename": "bill.pdf", "content": "JVBERg=="},
+        {"filename": f"../{HOSTILE}.html", "content": "PHNjcmlwdD4=", "content_type": "text/html"},
+    ]
+    email_id = await _mail(visitor, attachments=json.dumps(files))
+    page = await visitor.page(f"/emails/{email_id}")
+    assert "application/pdf, 4 bytes" in page
+    assert "text/html, 8 bytes" in page
+    assert "<script>alert" not in page
+    assert "JVBERg" not in page.replace(page[page.index("<summary>Source") :], "")
+    assert f'href="/dashboard/emails/{email_id}/attachments/0" download>bill.pdf<' in page
+    for number, content in enumerate((b"%PDF", b"<script>")):
+        answer = await visitor.client.get(f"/dashboard/emails/{email_id}/attachments/{number}")
+        assert answer.content == content
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        assert answer.headers["content-disposition"].startswith('attachment; filename="')
+        assert "/" not in answer.headers["content-disposition"]
+    for missing in ("2", "x", "-1", "%C2%B2", "9" * 30):
+        await visitor.page(f"/emails/{email_id}/attachments/{missing}", 404)
+    await visitor.page(f"/emails/{UUID(int=1)}/attachments/0", 404)
+
+
+async def test_attachments_that_cannot_be_sent_are_listed_as_far_as_they_are_files(visitor: Visitor) -> None:
+    """The page says what is wrong, and what can be saved is offered all the same."""
+    files = [{"url": "https://example.com/a"}, {"content": "JVBERg=="}, {"filename": "b", "content": "?"}]
+    email_id = await _mail(visitor, attachments=json.dumps(files))
+    page = await visitor.page(f"/emails/{email_id}")
+    assert "It cannot be sent as it is: attachments[0]: &#39;url&#39; is no field of it" in page
+    assert 'attachments/1" download>(no name)<' in page
+    assert (await visitor.client.get(f"/dashboard/emails/{email_id}/attachments/1")).content == b"%PDF"
+    await visitor.page(f"/emails/{email_id}/attachments/0", 404)
+
+
+async def test_an_edited_email_takes_its_attachments_along(visitor: Visitor) -> None:
+    """The form says so; nobody has to attach them again."""
+    files = [{"filename": "bill.pdf", "content": "JVBERg=="}]
+    dead = await _dead(visitor, attachments=json.dumps(files))
+    page = await visitor.page(f"/emails/{dead}/edit")
+    assert "attachments" in page
+    answer = await visitor.client.post(
+        f"/dashboard/emails/{dead}/edit", data=_fields(page) | {"to": "bob@example.com"}
+    )
+    assert answer.status_code == 303
+    database = visitor.served.room.database
+    row = await database.fetchrow(
+        "SELECT to_email, attachments FROM email_queue WHERE id = $1",
+        UUID(answer.headers["location"].rpartition("/")[2]),
+    )
+    assert row is not None
+    assert (row["to_email"], json.loads(row["attachments"])) == ("bob@example.com", files)
 
 
 async def test_an_email_that_can_never_be_sent_says_so_in_place_of_its_source(visitor: Visitor) -> None:

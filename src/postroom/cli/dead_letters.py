@@ -213,16 +213,17 @@ def _none(filters: Filters) -> str:
 async def _show(row_id: UUID, json: bool) -> None:
     from postroom.email.attachments import without_contents
     from postroom.queue.dead_letters import read_row
-    from postroom.queues import QUEUES
+    from postroom.queues import EMAILS, QUEUES
 
     async with opened_room() as room:
         for queue in QUEUES:
             row = await read_row(room.database, queue, row_id)
             if row is not None:
-                row["attachments"] = without_contents(row.get("attachments"))
                 break
         else:
             raise PostroomError(f"there is no row {row_id} in either queue: `postroom dead-letters list`")
+        if queue is EMAILS:
+            row["attachments"] = without_contents(await room.emails.attachments(row_id))
     if row["status"] != "dead_letter":
         raise PostroomError(f"{row_id} is {row['status']}, no dead letter: `postroom explain {row_id}`")
     if json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,10 @@ from starlette.responses import RedirectResponse, Response
 from postroom.dashboard.downloads import download
 from postroom.dashboard.filters import PLACES, Asked
 from postroom.dashboard.site import ROOT, Problem, actor_of, form_of, page, render, see, site_of
+from postroom.email.attachments import Listed, read_file
 from postroom.email.parts import read_headers
 from postroom.email.source import read_source
+from postroom.errors import PermanentFailure
 from postroom.queue.dead_letters import read_row
 from postroom.queue.explain import KEPT_MAX, explain
 from postroom.queue.parts import STATES
@@ -75,6 +78,7 @@ class Source:
     text: str
     size: int
     is_cut: bool
+    files: list[Listed]
 
 
 KINDS = {
@@ -214,6 +218,21 @@ async def mail_source(request: Request) -> Response:
     return download(found.content, f"{email_id}.eml")
 
 
+@page
+async def mail_attachment(request: Request) -> Response:
+    """One of a mail's attachments, to keep."""
+    room, email_id, number = site_of(request).room, request.path_params["id"], request.path_params["number"]
+    try:
+        written = await room.emails.attachments(email_id)
+    except PermanentFailure as error:
+        raise Problem(404, f"The e-mail is gone, or its {error}") from None
+    found = await asyncio.to_thread(read_file, written, int(number)) if number.isdecimal() else None
+    if found is None:
+        raise Problem(404, "The e-mail has no such attachment.")
+    name, content = found
+    return download(content, name)
+
+
 def _kind(request: Request) -> Kind:
     kind = KINDS.get(request.path_params["kind"])
     if kind is None:
@@ -232,6 +251,7 @@ async def _source(room: Room, row: dict[str, Any]) -> Source | None:
         text=found.content[:SOURCE_BYTES_MAX].decode("utf-8", "replace").replace("\r\n", "\n"),
         size=len(found.content),
         is_cut=len(found.content) > SOURCE_BYTES_MAX,
+        files=found.files,
     )
 
 

@@ -17,7 +17,7 @@ from postroom.dashboard.mailbox import (
     delete_caught,
     mailbox,
 )
-from postroom.dashboard.messages import mail, mail_source, message, messages, replay
+from postroom.dashboard.messages import mail, mail_attachment, mail_source, message, messages, replay
 from postroom.dashboard.operations import cron, settings
 from postroom.dashboard.overview import flow, live, overview
 from postroom.dashboard.queues import queues
@@ -49,6 +49,7 @@ ROUTES = [
     Route(f"{ROOT}/mailbox/{{name}}/attachments/{{number}}", caught_attachment),
     Route(f"{ROOT}/emails/{{id:uuid}}/html", mail),
     Route(f"{ROOT}/emails/{{id:uuid}}/source", mail_source),
+    Route(f"{ROOT}/emails/{{id:uuid}}/attachments/{{number}}", mail_attachment),
     Route(f"{ROOT}/{{kind}}/{{id:uuid}}", message),
     Route(f"{ROOT}/{{kind}}", messages),
 ]

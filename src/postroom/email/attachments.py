@@ -14,7 +14,7 @@ from binascii import a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from postroom.email.address import check_unicode, kind_of
 from postroom.errors import InvalidEmail
@@ -137,7 +137,7 @@ class AttachedFile:
     @property
     def content_type(self) -> str:
         """What it was given as, or by its name's ending."""
-        return self.given_type or TYPES.get(self.filename.rpartition(".")[2].lower(), OTHER_TYPE)
+        return self.given_type or _type_of(self.filename)
 
     @property
     def content(self) -> str:
@@ -156,6 +156,16 @@ class AttachedFile:
         return {"filename": self.filename, "content": self.content} | {
             name: value for name, value in given.items() if value is not None
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An attachment as a page shows it: `number` counts from 0 within its e-mail, `size` is in bytes."""
+
+    number: int
+    name: str
+    type: str
+    size: int
 
 
 def check_attachments(attachments: object) -> list[AttachedFile]:
@@ -203,13 +213,51 @@ def without_contents(written: object) -> object:
         written = read_json(written)
     if not isinstance(written, list):
         return f"{written[:80]}…" if isinstance(written, str) and len(written) > 80 else written
-    return [_without_content(each) for each in written]
+    return [{**each, "content": f"{_size(each):,} bytes"} if _is_file(each) else each for each in written]
 
 
-def _without_content(each: object) -> object:
-    if isinstance(each, dict) and isinstance(content := each.get("content"), str):
-        return {**each, "content": f"{len(content) // 4 * 3 - content[-2:].count('='):,} bytes"}
-    return each
+def list_files(written: object) -> list[Listed]:
+    """What a row has of attachments, as far as there are files in it, whatever else is wrong with them."""
+    if isinstance(written, str):
+        written = read_json(written)
+    given = written if isinstance(written, list) else []
+    return [
+        Listed(
+            number,
+            str(each.get("filename") or "(no name)"),
+            str(each.get("content_type") or each.get("contentType") or _type_of(str(each.get("filename")))),
+            _size(each),
+        )
+        for number, each in enumerate(given)
+        if _is_file(each)
+    ]
+
+
+def read_file(written: object, number: int) -> tuple[str, bytes] | None:
+    """One of list_files(): its name and what is in it; None where there is none of this number."""
+    if isinstance(written, str):
+        written = read_json(written)
+    if not isinstance(written, list) or not 0 <= number < len(written) or not _is_file(written[number]):
+        return None
+    try:
+        content = a2b_base64(written[number]["content"])
+    except ValueError:
+        return None
+    return str(written[number].get("filename") or "attachment"), content
+
+
+def _is_file(each: object) -> bool:
+    return isinstance(each, dict) and isinstance(each.get("content"), str)
+
+
+def _size(each: dict[str, Any]) -> int:
+    """In bytes; a little more where its base64 is in lines."""
+    content = each["content"]
+    return len(content) // 4 * 3 - str(content[-2:]).count("=")
+
+
+def _type_of(filename: str) -> str:
+    return TYPES.get(filename.rpartition(".")[2].lower(), OTHER_TYPE)
 
 
 def _check(place: str, given: object) -> AttachedFile:

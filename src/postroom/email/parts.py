@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage, MIMEPart
@@ -84,14 +85,28 @@ def _content(part: MIMEPart) -> str:
 
 
 def _attachments(parsed: EmailMessage) -> Iterator[Attachment]:
+    """What is no body: beside it, or in it, as an image that the HTML shows."""
     try:
-        parts = list(parsed.iter_attachments())
-    except Exception:  # no multipart, or a broken one
+        bodies = [parsed.get_body((subtype,)) for subtype in ("html", "plain")]
+        parts = [part for part in _leaves(parsed) if not any(part is body for body in bodies)]
+    except Exception:  # a broken structure
         return
-    for number, part in enumerate(parts):
+    for number, part in enumerate(parts if parsed.is_multipart() else ()):
         yield Attachment(number, part.get_filename() or "(no name)", part.get_content_type(), _bytes(part))
 
 
+def _leaves(part: MIMEPart) -> Iterator[MIMEPart]:
+    """The parts that hold something; a message that is attached is one of them."""
+    if part.get_content_maintype() != "multipart" or not part.is_multipart():
+        yield part
+        return
+    for inner in part.iter_parts():
+        yield from _leaves(inner)
+
+
 def _bytes(part: MIMEPart) -> bytes:
+    if part.is_multipart():  # a message that is attached
+        with suppress(Exception):  # whatever is wrong with it
+            return b"".join(inner.as_bytes(policy=policy.SMTP) for inner in part.iter_parts())
     payload = part.get_payload(decode=True)
     return payload if isinstance(payload, bytes) else b""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from postroom.database.connect import Database
+from postroom.email.attachments import Listed, list_files
 from postroom.email.mime import rendered
 from postroom.email.store import EmailStore, email_of
 from postroom.errors import PermanentFailure
@@ -21,10 +22,12 @@ class EmailSource:
     Attributes:
         content: As SMTP takes them (RFC 5322), dots not stuffed; a transport by HTTP is given the same parts.
         refused: Why the row can never be sent; then there is no content.
+        files: Its attachments.
     """
 
     content: bytes = field(repr=False, default=b"")
     refused: str | None = None
+    files: list[Listed] = field(default_factory=list)
 
 
 async def read_source(database: Database, email_id: UUID, sender: str | None) -> EmailSource | None:
@@ -57,8 +60,9 @@ async def read_source(database: Database, email_id: UUID, sender: str | None) ->
     )
     if row is None:
         return None
+    email = email_of(row)
     try:
-        email = await EmailStore(database).with_attachments(email_of(row))
-        return EmailSource((await rendered(email)).content)
+        email = await EmailStore(database).with_attachments(email)
+        return EmailSource((await rendered(email)).content, None, list_files(email.attachments))
     except PermanentFailure as error:
-        return EmailSource(refused=str(error))
+        return EmailSource(refused=str(error), files=list_files(email.attachments))

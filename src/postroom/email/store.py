@@ -93,12 +93,21 @@ class EmailStore:
         """
         if email.attached is None or email.attachments is not None:
             return email
+        return replace(email, attachments=await self.attachments(email.id))
+
+    async def attachments(self, email_id: UUID) -> object:
+        """
+        What an e-mail's column attachments holds, as JSON.
+
+        Raises:
+            PermanentFailure: That is more than a worker should hold at all; or the e-mail is gone.
+        """
         rows = await self._database.fetch(
-            "SELECT * FROM postroom.email_attachments($1)", email.id, deadline_s=ATTACHMENTS_S
+            "SELECT * FROM postroom.email_attachments($1)", email_id, deadline_s=ATTACHMENTS_S
         )
-        if not rows:  # or it is gone: then this is written nowhere
+        if not rows:
             raise PermanentFailure("attachments: have in base64 more than 50 MB, which no mail server takes")
-        return replace(email, attachments=statements.read_json(rows[0][0]))
+        return None if rows[0][0] is None else statements.read_json(rows[0][0])
 
     async def begin(
         self, worker: UUID, asked: Sequence[Claim[OutgoingEmail]], begun: Sequence[Claim[OutgoingEmail]]

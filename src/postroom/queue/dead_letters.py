@@ -180,12 +180,14 @@ def _group(queue: QueueTable, reason: str) -> str:
 
 
 async def read_row(database: Database, queue: QueueTable, row_id: UUID) -> dict[str, Any] | None:
-    """All columns of one row, its body and its attempts too."""
+    """All columns of one row, its body and its attempts too; of an e-mail's attachments nothing."""
     columns = await database.fetch(
         f"""
         SELECT one.key, one.value::text
         FROM {queue.table} AS item
-        CROSS JOIN LATERAL json_each(row_to_json(item)) AS one (key, value)
+        CROSS JOIN LATERAL json_each(
+            row_to_json(jsonb_populate_record(item, '{{"attachments": null}}'))
+        ) AS one (key, value)
         WHERE item.id = $1
         """,  # noqa: S608 - a table of ours
         row_id,

@@ -515,7 +515,7 @@ BEGIN
         WHERE email.id = p_id
         OFFSET 0  -- written out twice else
     ) AS read
-    WHERE octet_length(read.attachments) <= 52428800;
+    WHERE COALESCE(octet_length(read.attachments), 0) <= 52428800;
 END;
 $$;
 
