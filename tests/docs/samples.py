@@ -33,7 +33,8 @@ _BLOCK = re.compile(
 )
 _FILE = re.compile(r"(?:#|//|--|;) (?P<name>(?:[\w.-]+/)*[\w-]+\.\w+)(?P<further>, further down)?$")
 _STAYS = re.compile(
-    r"(?:\w+=\S+ )*(?P<program>postroom (?:up|serve|worker|scheduler)|python manage\.py runserver|uvicorn)\b"
+    r"(?:\w+=\S+ )*(?P<program>postroom (?:up|serve|worker|scheduler)|"
+    r"python manage\.py runserver|uvicorn|node shop\.mjs)\b"
     r"(?!.*--drain)"
 )
 _MAY_FAIL = {"postroom doctor"}
@@ -97,6 +98,12 @@ class Reader:
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._outputs = 0
 
+    def take(self, folder: Path) -> None:
+        """Have the files of a folder beside the page."""
+        for path in folder.iterdir():
+            if path.is_file():
+                (self._folder / path.name).write_text(self._here(path.read_text()))
+
     def follow(self, page: Path) -> None:
         """
         Run each sample.
@@ -126,9 +133,7 @@ class Reader:
             process.wait(20)
 
     def _run(self, sample: Sample, where: str) -> None:
-        text = sample.text
-        for said, instead in self._instead.items():
-            text = text.replace(said, instead)
+        text = self._here(sample.text)
         if named := _FILE.match(text.partition("\n")[0]):
             path = self._folder / named["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +148,11 @@ class Reader:
             self._command(Command(f"{sys.executable} -c {shlex.quote(_AWAITING.format(text))}", "…"), where)
         else:
             raise AssertionError(f"{where}: a sample of {sample.language} is no file, and nothing runs it")
+
+    def _here(self, text: str) -> str:
+        for said, instead in self._instead.items():
+            text = text.replace(said, instead)
+        return text
 
     def _command(self, command: Command, where: str) -> None:
         if stays := _STAYS.match(command.text):

@@ -21,7 +21,6 @@ NOT_FOLLOWED = {
     "docs/reference": "made from the code; tests/docs/test_reference.py",
     "docs/performance.md": "figures of `make bench`",
     "docs/promises.md": "figures of `make chaos`; tests/test_promises.py",
-    "examples/supabase": "needs a project at Supabase; tests/supabase/test_example.py does what it says",
 }
 """Pages and folders with blocks that no reader types, and why."""
 

