@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from postroom.database import migrate as upgrade
 from postroom.database.migrate import migrate
 from tests.support.postgres import PostgresServer, running_server
 
@@ -251,6 +252,26 @@ async def roles_come_later(world: World) -> None:
     assert not any("missing" in line for line in told)
 
 
+async def a_later_release_under_defaults_in_our_schemas(world: World) -> None:
+    """What is made by a later release, in schemas where somebody has given anon whatever is new."""
+    # A release without pauses and bulk actions.
+    ours, parts = upgrade.migrations(), upgrade.schema_parts()
+    earlier = {name: text for name, text in parts.items() if name != "54_bulk_actions.sql"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upgrade, "migrations", lambda: [one for one in ours if one.version <= 20])
+        patch.setattr(upgrade, "schema_parts", lambda: earlier)
+        await migrate(world.url(), app_role=APP_ROLE)
+    for schema in ("postroom", "cron", "public"):
+        for kind in ("TABLES", "FUNCTIONS", "SEQUENCES"):
+            world.run(
+                sql.SQL(
+                    "ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT ALL ON {} TO PUBLIC, anon, authenticated"
+                ).format(sql.Identifier(schema), sql.SQL(kind))
+            )
+    world.run("GRANT USAGE ON SCHEMA postroom TO anon, authenticated")
+    await migrate(world.url())
+
+
 async def again_and_again(world: World) -> None:
     """Nothing is lost or won by a second migrate, nor by one after somebody gave everything away."""
     await migrate(world.url(), app_role=APP_ROLE)
@@ -264,7 +285,15 @@ async def again_and_again(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "arrive", [plain, default_privileges, owner_makes_roles, roles_come_later, again_and_again]
+    "arrive",
+    [
+        plain,
+        default_privileges,
+        owner_makes_roles,
+        roles_come_later,
+        a_later_release_under_defaults_in_our_schemas,
+        again_and_again,
+    ],
 )
 async def test_every_role_may_do_what_the_contract_says_and_nothing_else(
     world: World, arrive: Callable[[World], Awaitable[None]]
