@@ -332,6 +332,28 @@ async def test_what_would_be_hurt_by_going_back_is_named_first(new_server: Postg
         assert traffic.errors == []
 
 
+@pytest.mark.parametrize("column", ["ours", "the project's own"])
+async def test_mails_with_attachments_are_not_given_to_programs_that_know_none(
+    new_server: PostgresServer, column: str
+) -> None:
+    """They are to be sent before; those in a column that the project had already, its own programs know."""
+    with supabase_project(new_server) as project, handmade(project) as old:
+        if column != "ours":
+            old.execute("ALTER TABLE email_queue ADD COLUMN attachments jsonb")
+        await migrate(old.url)
+        old.execute(
+            "INSERT INTO email_queue (to_email, subject, html, attachments) "
+            """VALUES ('ada@example.com', 's', 'h', '[{"filename": "a.txt", "content": "aGk="}]')"""
+        )
+        refused = command(old.url, "psql", "-c", GIVE_BACK)
+        if column == "ours":
+            assert refused.returncode == 1
+            assert "1 e-mails with attachments wait" in refused.stderr
+            old.execute("UPDATE email_queue SET status = 'failed' WHERE attachments IS NOT NULL")
+            postroom(old, "psql", "-c", GIVE_BACK)
+        assert old.execute("SELECT to_regnamespace('postroom') AS house") == [{"house": None}]
+
+
 async def test_pg_cron_calls_nothing_of_ours_afterwards(server_with_pg_cron: PostgresServer) -> None:
     """Its jobs of ours go; the project's own stay."""
     with supabase_project(server_with_pg_cron, CRON_DATABASE) as project:

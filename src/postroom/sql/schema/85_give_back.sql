@@ -72,6 +72,27 @@ BEGIN
             ERRCODE = 'object_in_use', MESSAGE = v_problem, HINT = 'Stop every process of postroom, then try again.';
     END IF;
 
+    -- A column attachments that was there before is known to the programs that come now.
+    SELECT count(*) || ' e-mails with attachments wait, and programs that know no attachments would send them without'
+    INTO v_problem
+    FROM public.email_queue AS email
+    WHERE email.status IN ('pending', 'processing')
+        AND postroom.attached_bytes(email.attachments) IS NOT NULL
+        AND EXISTS (
+            SELECT 1
+            FROM pg_catalog.pg_attribute AS att
+            WHERE att.attrelid = 'public.email_queue'::regclass
+                AND att.attname = 'attachments'
+                AND postroom.written_since_upgrade(att.xmin)
+        )
+    HAVING count(*) > 0;
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = v_problem,
+            HINT = 'Let `postroom worker --drain` send them, or set them to ''failed'', then try again. Nothing was changed.';
+    END IF;
+
     SELECT string_agg(DISTINCT format('view %s', class.oid::regclass), ', ')
     INTO v_problem
     FROM pg_catalog.pg_depend AS depend
