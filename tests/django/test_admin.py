@@ -267,6 +267,45 @@ def test_models_are_read_only() -> None:
             write()
 
 
+def test_what_python_cannot_read_stops_no_page() -> None:
+    """An old caller's `infinity`, a number of 5,000 digits: the rows beside it are shown, and its page."""
+    dead("bob@example.com")
+    strange = dead()
+    run(
+        """
+        UPDATE email_queue
+        SET failed_at = 'infinity', next_retry_at = '20000-01-01', created_at = '-infinity',
+            metadata = ('{"n": ' || repeat('9', 5000) || '}')::jsonb,
+            headers = (repeat('[', 3000) || repeat(']', 3000))::jsonb
+        WHERE id = %s
+        """,
+        strange,
+    )
+    browser = client("view_queuedemail")
+    page = text(browser.get(EMAILS))
+    assert "ada@example.com" in page
+    assert "bob@example.com" in page
+    assert "999999999" in text(browser.get(f"{EMAILS}{strange}/change/"))
+    assert QueuedEmail.objects.get(pk=strange).failed_at is None
+
+
+def test_a_page_reads_no_bodies_of_its_rows_and_counts_no_facets() -> None:
+    """Fifty rows may have 500 MB: a list leaves them out, a row's page cuts them. No page counts all."""
+    row = dead()
+    run("UPDATE email_queue SET html = repeat('<b>', 100000) WHERE id = %s", row)
+    browser = client("view_queuedemail")
+    with CaptureQueriesContext(connection) as captured:
+        page = text(browser.get(EMAILS, {"_facets": "True"}))
+    ours = [query["sql"] for query in captured if "email_queue" in query["sql"]]
+    assert not [sql for sql in ours if '"html"' in sql or "FILTER" in sql]
+    assert "Show counts" not in page
+    assert "Show all" not in page
+    page = text(browser.get(f"{EMAILS}{row}/change/"))
+    assert "… and 250,000 more characters" in page
+    assert len(page) < 300_000
+    assert "History" not in page
+
+
 @pytest.mark.parametrize("state", ["dead", "waiting", "done", "discarded"])
 def test_no_list_reads_the_whole_table(state: str) -> None:
     """40,000 rows: every statement of a page, of a search and of its count goes by an index."""

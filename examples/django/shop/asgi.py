@@ -6,6 +6,7 @@ Under WSGI leave this out: `manage.py postroom serve` has the doors on a port of
 
 import os
 
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -13,7 +14,9 @@ from starlette.routing import Mount
 import postroom.http
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
-shop = get_asgi_application()
+shop = ASGIStaticFilesHandler(
+    get_asgi_application()
+)  # how the admin pages look; in production nginx or WhiteNoise
 
 from postroom.django import room  # noqa: E402  Django is set up now
 

@@ -1,124 +1,62 @@
 """
 The queues in Django's admin pages: dead letters first, each list bounded, and what a person may decide.
 
-A page costs the same with ten rows and with ten million: each list goes by an index, is counted up to
-COUNTED_MAX, and a search looks through the newest SEARCHED_MAX rows of it.
+A page costs the same with ten rows and with ten million: each list goes by an index (lists.py), and a search
+looks through the newest SEARCHED_MAX rows of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, reduce
+import json
+from functools import reduce
 from operator import or_
 from typing import Any, ClassVar
-from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ActionForm
-from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
-from django.db.models.expressions import RawSQL
+from django.utils.html import format_html
+from django.utils.text import Truncator
 
 from postroom.database.audit import NOTE_CHARACTERS_MAX, Actor
 from postroom.django.decide import decide
+from postroom.django.lists import (
+    OF_ANY_STATE,
+    BoundedPaginator,
+    QueueList,
+    ReasonFilter,
+    StateFilter,
+    id_of,
+    state_of,
+)
 from postroom.django.models import QueuedEmail, WebhookEvent
 from postroom.queue.dead_letters import What
-from postroom.queue.parts import REASONS
 from postroom.queue.table import QueueTable
 from postroom.queues import EMAILS, WEBHOOKS
 from postroom.wording import count_of
 
-COUNTED_MAX = 10_000
 SEARCHED_MAX = 20_000
 DECIDED_MAX = 10_000
 """Rows that one action acts on; for more there is `postroom dead-letters retry --all`."""
 REFUSED_MAX = 10
 """Rows that are named one by one, of those that refuse."""
+CELL_CHARACTERS_MAX = 100
+BODY_CHARACTERS_MAX = 50_000
+"""Of a body, or of what a provider sent, the page of a row shows no more."""
 
-# As the index of claims has it.
-_DUE = RawSQL("COALESCE(due_at, next_retry_at, '-infinity'::timestamptz)", [])
-
-
-@dataclass(frozen=True)
-class State:
-    """A list: which rows, in which order."""
-
-    name: str
-    title: str
-    statuses: tuple[str, ...]
-    order: tuple[Any, ...]
-
-    def of(self, rows: QuerySet) -> QuerySet:
-        """The list."""
-        wanted = Q(status__in=self.statuses) if len(self.statuses) > 1 else Q(status=self.statuses[0])
-        return rows.filter(wanted).order_by(*self.order)
-
-
-def states(done: str) -> list[State]:
-    """The lists of a queue; the first one is shown where none is asked for."""
-    return [
-        State("dead", "Dead letters", ("dead_letter",), ("-failed_at",)),
-        State("waiting", "Waiting", ("pending", "processing"), ("-priority", _DUE)),
-        State("done", done.capitalize(), (done,), (f"-{done}_at",)),
-        State("discarded", "Discarded", ("failed",), ("-failed_at",)),
-    ]
-
-
-class StateFilter(admin.SimpleListFilter):
-    """One list at a time: there is none of all rows, which no index has in order."""
-
-    title = "state"
-    parameter_name = "state"
-
-    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:  # noqa: ARG002
-        """See Django's SimpleListFilter."""
-        self.states = {state.name: state for state in states(model_admin.queue.done)}
-        return [(state.name, state.title) for state in self.states.values()]
-
-    def choices(self, changelist: Any) -> Iterator[dict[str, Any]]:
-        """Without "All"."""
-        for name, title in self.lookup_choices:
-            yield {
-                "selected": name == self.chosen.name,
-                "query_string": changelist.get_query_string({self.parameter_name: name}),
-                "display": title,
-            }
-
-    @property
-    def chosen(self) -> State:
-        """The list that is shown."""
-        return self.states.get(self.value() or "dead") or self.states["dead"]
-
-    def queryset(self, request: Any, queryset: QuerySet) -> QuerySet:  # noqa: ARG002
-        """See Django's SimpleListFilter."""
-        return self.chosen.of(queryset)
-
-
-class ReasonFilter(admin.SimpleListFilter):
-    """Why postroom has given a row up."""
-
-    title = "reason"
-    parameter_name = "reason"
-
-    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:  # noqa: ARG002
-        """See Django's SimpleListFilter."""
-        return [(reason, reason) for reason in REASONS]
-
-    def queryset(self, request: Any, queryset: QuerySet) -> QuerySet:  # noqa: ARG002
-        """See Django's SimpleListFilter."""
-        return queryset.filter(dead_reason=self.value()) if self.value() else queryset
-
-
-class BoundedPaginator(Paginator):
-    """Counts no further than COUNTED_MAX; what is beyond is found by a search."""
-
-    @cached_property
-    def count(self) -> int:
-        """How many rows there are pages for."""
-        return int(self.object_list.order_by().values("pk")[:COUNTED_MAX].count())
+_WHERE_IT_IS = (
+    "status",
+    "dead_reason",
+    "last_error",
+    "attempts_of",
+    "waits_for",
+    "due",
+    "priority",
+    "created_at",
+    "updated_at",
+    "failed_at",
+)
 
 
 class DecideForm(ActionForm):
@@ -131,14 +69,56 @@ class QueueAdmin(admin.ModelAdmin):
     """A queue: to look at, and to decide on its dead letters."""
 
     queue: ClassVar[QueueTable]
+    about: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[tuple[str, ...]]
     action_form = DecideForm
     actions = ("retry", "discard")
     list_filter = (StateFilter, ReasonFilter)
     list_per_page = 50
     list_max_show_all = 50
     paginator = BoundedPaginator
+    show_facets = admin.ShowFacets.NEVER  # it counts every row of every state
     show_full_result_count = False
     sortable_by = ()
+
+    class Media:
+        css: ClassVar = {"all": ("postroom/admin.css",)}
+
+    def get_changelist(self, request: Any, **_: object) -> type[QueueList]:  # noqa: ARG002
+        """See Django's ModelAdmin."""
+        return QueueList
+
+    def get_list_display(self, request: Any) -> tuple[str, ...]:
+        """What a row is about, and what matters of it in this state."""
+        if id_of(request.GET.get("q", "")):
+            return (*self.about, *OF_ANY_STATE)
+        return (*self.about, *state_of(request.GET, self.queue.done).columns)
+
+    @admin.display(description="last error", empty_value="")
+    def error(self, row: Any) -> str:
+        """So much of it that a table stays one."""
+        return _cell(row.last_error)
+
+    @admin.display(description="due")
+    def due(self, row: Any) -> Any:
+        """When it is due, or its lease ends; of an old caller's row that stands in next_retry_at."""
+        waits = row.status in ("pending", "processing")
+        return (row.due_at or row.next_retry_at or row.created_at or "-") if waits else "-"
+
+    @admin.display(description="attempts")
+    def attempts_of(self, row: Any) -> str:
+        """With how many there may be."""
+        return f"{row.attempts} of {row.max_attempts}, {row.error_count} failed in all"
+
+    @admin.display(description="headers")
+    def headers_shown(self, row: Any) -> str:
+        """See _json."""
+        return _json(row.headers)
+
+    @admin.display(description="metadata")
+    def metadata_shown(self, row: Any) -> str:
+        """See _json."""
+        return _json(row.metadata)
 
     def has_add_permission(self, request: Any) -> bool:  # noqa: ARG002
         """A mail is queued by Django's mail functions, an event comes by the door."""
@@ -171,10 +151,10 @@ class QueueAdmin(admin.ModelAdmin):
         term = search_term.strip().replace("\0", "")
         if not term:
             return queryset, False
-        with suppress(ValueError):
-            return self.model.objects.filter(pk=UUID(term)).order_by("pk"), False
-        state = {each.name: each for each in states(self.queue.done)}.get(request.GET.get("state", "dead"))
-        newest = queryset.order_by(*state.order if state else ("-failed_at",)).values("pk")[:SEARCHED_MAX]
+        if wanted := id_of(term):
+            return self.model.objects.filter(pk=wanted).order_by("pk"), False
+        order = state_of(request.GET, self.queue.done).order
+        newest = queryset.order_by(*order).values("pk")[:SEARCHED_MAX]
         found = reduce(or_, (Q(**{f"{name}__icontains": term}) for name in self.search_fields))
         return queryset.filter(pk__in=newest).filter(found), False
 
@@ -202,9 +182,33 @@ class QueuedEmailAdmin(QueueAdmin):
     """E-mails."""
 
     queue = EMAILS
-    list_display = ("to_email", "subject", "status", "attempts", "last_error", "created_at", "failed_at")
+    about = ("to_email", "subject_start")
+    left_out = ("html", "text", "headers", "metadata")
     search_fields = ("to_email", "subject", "email_type", "last_error")
     search_help_text = f"An id, or a text in the newest {SEARCHED_MAX:,} of this list"
+    fieldsets = (
+        (None, {"fields": ("to_email", "subject", "from_email", "reply_to", "email_type")}),
+        ("Where it is", {"fields": (*_WHERE_IT_IS, "sent_at", "id")}),
+        (
+            "What it says",
+            {"fields": ("text_shown", "html_shown", "headers_shown", "metadata_shown", "idempotency_key")},
+        ),
+    )
+
+    @admin.display(description="subject")
+    def subject_start(self, row: Any) -> str:
+        """So much of it that a table stays one."""
+        return _cell(row.subject)
+
+    @admin.display(description="text")
+    def text_shown(self, row: Any) -> str:
+        """See _preformatted."""
+        return _preformatted(row.text)
+
+    @admin.display(description="html")
+    def html_shown(self, row: Any) -> str:
+        """Its source: what a stranger may have written is not run in this page."""
+        return _preformatted(row.html)
 
 
 @admin.register(WebhookEvent)
@@ -212,8 +216,41 @@ class WebhookEventAdmin(QueueAdmin):
     """Webhook events."""
 
     queue = WEBHOOKS
-    list_display = (
-        "webhook_type", "event_type", "webhook_event_id", "status", "attempts", "last_error", "created_at",
-    )  # fmt: skip
+    about = ("webhook_type", "event_type", "webhook_event_id")
+    left_out = ("payload", "headers", "metadata")
     search_fields = ("webhook_type", "event_type", "webhook_event_id", "last_error")
     search_help_text = f"An id, or a text in the newest {SEARCHED_MAX:,} of this list"
+    fieldsets = (
+        (None, {"fields": ("webhook_type", "event_type", "webhook_event_id")}),
+        ("Where it is", {"fields": (*_WHERE_IT_IS, "processed_at", "id")}),
+        ("What it says", {"fields": ("payload_shown", "headers_shown", "metadata_shown")}),
+    )
+
+    @admin.display(description="payload")
+    def payload_shown(self, row: Any) -> str:
+        """See _json."""
+        return _json(row.payload)
+
+
+def _cell(text: str | None) -> str:
+    return str(Truncator(text or "").chars(CELL_CHARACTERS_MAX))
+
+
+def _json(value: Any) -> str:
+    if value in (None, {}):
+        return "-"
+    try:
+        return _preformatted(
+            value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+        )
+    except RecursionError:
+        return "(nested too deeply to be shown here)"
+
+
+def _preformatted(text: str | None) -> str:
+    """With its lines, up to BODY_CHARACTERS_MAX."""
+    if not text:
+        return "-"
+    further = len(text) - BODY_CHARACTERS_MAX
+    shown = text[:BODY_CHARACTERS_MAX] + (f"\n… and {further:,} more characters" if further > 0 else "")
+    return str(format_html('<pre class="postroom-text">{}</pre>', shown))

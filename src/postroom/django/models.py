@@ -7,7 +7,7 @@ postroom's functions (the admin pages do that): a row that is written past them 
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from django.db import models
 
@@ -33,6 +33,41 @@ class ReadOnlyManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: 
         return found
 
 
+class Moment(models.DateTimeField):
+    """
+    A time, as an old caller may have written it: None where Python has no such time.
+
+    `infinity`, or the year 20000, is an error of the driver's, and would end the page of all rows beside it.
+    """
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        """See Django's Field."""
+        column, values = super().select_format(compiler, sql, params)
+        known = f"CASE WHEN {column} BETWEEN '0001-01-02' AND '9999-12-30' THEN {column} END"
+        return known, (*values, *values)
+
+    def deconstruct(self) -> tuple[str, str, Any, Any]:
+        """For migrations it is Django's."""
+        name, _, args, options = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, options
+
+
+class Json(models.JSONField):
+    """What a stranger may have sent: its text where Python does not read it (5,000 digits, 5,000 levels)."""
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        """See Django's Field."""
+        try:
+            return super().from_db_value(value, expression, connection)
+        except (ValueError, RecursionError):
+            return value
+
+    def deconstruct(self) -> tuple[str, str, Any, Any]:
+        """For migrations it is Django's."""
+        name, _, args, options = super().deconstruct()
+        return name, "django.db.models.JSONField", args, options
+
+
 class QueueRow(models.Model):
     """What both queues have."""
 
@@ -43,14 +78,14 @@ class QueueRow(models.Model):
     error_count = models.IntegerField()
     last_error = models.TextField(null=True)
     dead_reason = models.TextField(null=True)
-    due_at = models.DateTimeField(null=True)
-    next_retry_at = models.DateTimeField(null=True)
+    due_at = Moment(null=True)
+    next_retry_at = Moment(null=True)
     waits_for = models.TextField(null=True)
     priority = models.IntegerField()
-    metadata = models.JSONField(null=True)
-    created_at = models.DateTimeField(null=True)
-    updated_at = models.DateTimeField(null=True)
-    failed_at = models.DateTimeField(null=True)
+    metadata = Json(null=True)
+    created_at = Moment(null=True)
+    updated_at = Moment(null=True)
+    failed_at = Moment(null=True)
 
     objects = ReadOnlyManager()
 
@@ -75,10 +110,10 @@ class QueuedEmail(QueueRow):
     text = models.TextField(null=True)
     from_email = models.TextField("from", null=True)
     reply_to = models.TextField(null=True)
-    headers = models.JSONField(null=True)
+    headers = Json(null=True)
     email_type = models.TextField(null=True)
     idempotency_key = models.TextField(null=True)
-    sent_at = models.DateTimeField(null=True)
+    sent_at = Moment(null=True)
 
     class Meta:
         managed = False
@@ -98,10 +133,10 @@ class WebhookEvent(QueueRow):
     webhook_type = models.TextField("source")
     webhook_event_id = models.TextField("event id", null=True)
     event_type = models.TextField(null=True)
-    payload = models.JSONField()
-    headers = models.JSONField(null=True)
-    last_error_at = models.DateTimeField(null=True)
-    processed_at = models.DateTimeField(null=True)
+    payload = Json()
+    headers = Json(null=True)
+    last_error_at = Moment(null=True)
+    processed_at = Moment(null=True)
 
     class Meta:
         managed = False
