@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -14,6 +15,7 @@ import threading
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.docs.samples import samples_of
@@ -115,9 +117,57 @@ def test_the_poolers_file_is_one_for_every_pgbouncer() -> None:
         assert not failed()
 
 
+def test_the_proxy_passes_events_as_they_came(tmp_path: Path) -> None:
+    """The page's lines for nginx: 9 MiB and an odd path arrive to the byte, what is not named does not."""
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    if not Path(program).exists():
+        pytest.skip("needs Debian's package nginx-light")
+    port, upstream = free_port(), free_port()
+    (lines,) = (one.text for one in samples_of(ROOT / "docs/how-to/deploy.md") if one.language == "nginx")
+    lines = lines.replace("127.0.0.1:8400", f"127.0.0.1:{upstream}").replace("10.0.0.0/8", "127.0.0.0/8")
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/pid; error_log stderr; daemon off; master_process off; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path};\n"
+        f"fastcgi_temp_path {tmp_path}; uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};\n"
+        f"server {{ listen 127.0.0.1:{port};\n{lines}\n}} }}\n"
+    )
+    command = [program, "-c", str(tmp_path / "nginx.conf"), "-e", "stderr"]
+    proxy = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until_now(lambda: _listens(port) or proxy.poll() is not None)
+        with http.server.HTTPServer(("127.0.0.1", upstream), _Echo) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            body = os.urandom(9 << 20)
+            odd = "/webhooks/stripe?a=%2F+%20&b=//c"
+            sent = httpx.post(f"http://127.0.0.1:{port}{odd}", content=body, headers={"X-Sign": "a=b, c"})
+            assert sent.json() == [odd, hashlib.sha256(body).hexdigest(), "a=b, c"]
+            assert httpx.get(f"http://127.0.0.1:{port}/dashboard/login").json()[0] == "/dashboard/login"
+            assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
+            server.shutdown()
+    finally:
+        proxy.kill()
+        proxy.wait(30)
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+class _Echo(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        said = json.dumps([self.path, hashlib.sha256(body).hexdigest(), self.headers.get("x-sign")]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 class _Healthy(http.server.BaseHTTPRequestHandler):
