@@ -34,6 +34,13 @@ async def test_the_scheme_may_be_written_in_any_case(served: Served) -> None:
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/dashboard/"])
+async def test_who_follows_the_address_comes_to_the_dashboard(served: Served, path: str) -> None:
+    """`ready http://…` is a link in many terminals."""
+    answer = await served.client.get(path)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/dashboard")
+
+
 async def test_a_preflight_is_answered_to_everybody(served: Served) -> None:
     """As browsers ask it: without a key, with the headers that Supabase's clients send."""
     asked = {

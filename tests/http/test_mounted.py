@@ -63,6 +63,7 @@ async def test_doors_are_below_the_path(browser: httpx.AsyncClient) -> None:
     assert (await browser.get("/postroom/readyz")).status_code == 200
     assert (await browser.get("/readyz")).status_code == 404
     assert (await browser.get("/postroom/nowhere")).status_code == 404
+    assert (await browser.get("/postroom/")).headers["location"] == "/postroom/dashboard"
 
 
 async def test_a_source_that_signs_its_address_is_asked_for_the_public_one(database_url: str) -> None:

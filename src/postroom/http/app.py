@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
 from postroom.dashboard.routes import ROUTES as DASHBOARD
-from postroom.dashboard.site import Site
+from postroom.dashboard.site import ROOT, Site
 from postroom.http import alerts, emails, health, metrics, webhooks
 from postroom.http.answers import HANDLERS
 from postroom.http.cors import Cors
@@ -61,6 +64,8 @@ def app(room: Room) -> Starlette:
             *health.ROUTES,
             *metrics.ROUTES,
             *DASHBOARD,
+            Route("/", _to_dashboard),
+            Route(f"{ROOT}/", _to_dashboard),
         ],
         middleware=middleware,
         exception_handlers=HANDLERS,
@@ -70,3 +75,8 @@ def app(room: Room) -> Starlette:
     made.state.doors = doors
     made.state.site = site
     return made
+
+
+async def _to_dashboard(_: Request) -> Response:
+    """For a person who follows `ready http://…`, or types a slash too many."""
+    return RedirectResponse(ROOT, 303)
