@@ -122,7 +122,8 @@ async def run_by_name(room: Room, name: str, *, by: Actor | None = None) -> str:
         raise JobRefused(f"{name!r} is pg_cron's: run its command by `postroom psql`")
     if row is None or (row.builtin and row.name not in own):
         missing = not_configured(room).get(row.name or "" if row else name)
-        raise JobRefused(missing or f"there is no job {name!r}: see `postroom cron list`")
+        jobs = ", ".join(each.name or str(each.jobid) for each in listed)
+        raise JobRefused(missing or f"there is no job {name!r}; jobs: {jobs}")
     if row.builtin:
         assert row.name is not None
         job, told = own[row.name], run_of(row, await store.now(), asyncio.Event())

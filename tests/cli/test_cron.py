@@ -70,7 +70,8 @@ def test_a_job_that_runs_is_not_run_again_at_once(cli: Cli, db: Db) -> None:
     answer = cli("cron", "run", "process-email-queue")
     assert (answer.code, answer.error[:40]) == (1, "process-email-queue runs at the moment: ")
     answer = cli("cron", "run", "nothing")
-    assert (answer.code, answer.error) == (2, "there is no job 'nothing': see `postroom cron list`")
+    assert answer.code == 2
+    assert answer.error.startswith("there is no job 'nothing'; jobs: process-email-queue, ")
     answer = cli("cron", "run", "reconcile")
     assert answer.code == 2
     assert "STRIPE_API_KEY" in answer.error

@@ -15,7 +15,8 @@ from tests.cli.conftest import NOWHERE, Cli, on_a_terminal
 from tests.journey.programs import COMMAND, Programs
 
 
-def _commands() -> list[tuple[str, ...]]:
+def commands() -> list[tuple[str, ...]]:
+    """Every command, as it is called."""
     found: list[tuple[str, ...]] = []
     top = typer.main.get_command(app)
     for name, command in top.commands.items():  # type: ignore[attr-defined]
@@ -38,7 +39,7 @@ NEED_THE_DATABASE = [
 ]
 
 
-@pytest.mark.parametrize("command", _commands(), ids=" ".join)
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_each_command_says_what_it_does(bare_cli: Cli, command: tuple[str, ...]) -> None:
     """--help of each: exit 0, a usage line, and not a word on stderr."""
     out = bare_cli.ok(*command, "--help")

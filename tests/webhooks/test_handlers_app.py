@@ -201,7 +201,7 @@ def test_two_programs_with_handlers_of_one_source_are_refused(programs: Programs
     assert (forgotten.returncode, forgotten.stdout) == (0, "forgotten: fulfil of stripe\n")
     assert programs.run("worker", "--app", "other:room", "--drain").returncode == 0
     unknown = programs.run("webhooks", "forget", "shop:room")
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert unknown.stderr == "postroom: no program 'shop:room' has registered handlers; known: other:room\n"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from postroom.cli.errors import WrongUsage
 from postroom.cli.house import opened_room, run
 from postroom.cli.screen import note, print_json, print_table
 
@@ -25,7 +26,14 @@ def audit(
     ] = None,
     before: Annotated[
         int | None,
-        typer.Option("--before", metavar="ID", help="Only entries before this one.", show_default=False),
+        typer.Option(
+            "--before",
+            metavar="ID",
+            min=1,
+            max=2**63 - 1,
+            help="Only entries before this one.",
+            show_default=False,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,7 +55,10 @@ def audit(
 
 
 async def _read(limit: int, action: str | None, before: int | None) -> list[Entry]:
-    from postroom.database.audit import read_audit
+    from postroom.database.audit import Action, read_audit
 
+    known = get_args(Action)
+    if action is not None and not any(f"{each}.".startswith(f"{action}.") for each in known):
+        raise WrongUsage(f"--action: nobody does {action!r} by hand; actions: {', '.join(known)}")
     async with opened_room() as room:
         return await read_audit(room.database, limit=limit, action=action, before_id=before)

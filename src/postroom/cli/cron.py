@@ -118,10 +118,16 @@ async def _list() -> tuple[CronStatus, dict[str, str]]:
 
 
 async def _history(name: str | None, limit: int) -> list[RunStatus]:
-    from postroom.schedule.status import read_runs
+    from postroom.schedule.status import read_cron, read_runs
 
     async with opened_room() as room:
-        return await read_runs(room.database, name, limit)
+        runs = await read_runs(room.database, name, limit)
+        if name is not None and not runs:  # one that is gone may have a history
+            jobs = (await read_cron(room.database)).jobs
+            if not any(name in (job.name, str(job.jobid)) for job in jobs):
+                known = ", ".join(job.name or str(job.jobid) for job in jobs)
+                raise WrongUsage(f"there is no job {name!r}, and no run of it; jobs: {known}")
+        return runs
 
 
 async def _run(name: str) -> str:

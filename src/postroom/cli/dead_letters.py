@@ -85,7 +85,9 @@ def list_(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=1, help="How many, newest first.", show_default=False),
+        typer.Option(
+            "--limit", metavar="N", min=1, max=100_000, help="How many, newest first.", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from postroom.cli.errors import WrongUsage
 from postroom.cli.house import actor, opened_room, run
 from postroom.cli.screen import note, print_json, print_line, print_table
 
@@ -76,10 +77,13 @@ def revoke(
 
 
 async def _new(role: RoleName, name: str | None) -> str:
-    from postroom.database.keys import make_key
+    from postroom.database.keys import KeyRefused, make_key
 
     async with opened_room() as room:
-        return await make_key(room.database, role.value, name, by=actor())
+        try:
+            return await make_key(room.database, role.value, name, by=actor())
+        except KeyRefused as error:
+            raise WrongUsage(f"--name: {error}") from None
 
 
 async def _list() -> list[Key]:
@@ -90,7 +94,10 @@ async def _list() -> list[Key]:
 
 
 async def _revoke(key: str) -> Key:
-    from postroom.database.keys import revoke_key
+    from postroom.database.keys import KeyRefused, revoke_key
 
     async with opened_room() as room:
-        return await revoke_key(room.database, key, by=actor())
+        try:
+            return await revoke_key(room.database, key, by=actor())
+        except KeyRefused as error:
+            raise WrongUsage(str(error)) from None

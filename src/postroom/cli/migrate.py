@@ -19,7 +19,7 @@ def migrate(
         bool, typer.Option("--check", help="Change nothing; exit 1 where the database is behind.")
     ] = False,
     export: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--export", metavar="DIR", help="Write DIR/migrations and DIR/functions for Supabase instead."
         ),
@@ -40,9 +40,11 @@ def migrate(
     """Bring the database up to date. Callers and workers go on meanwhile."""
     if export is not None and check:
         raise WrongUsage("--check and --export do not go together")
+    if export == "":
+        raise WrongUsage("--export: name a folder; . is the one where you are")
     _require_span(deliver_newer_than)
     if export is not None:
-        _export(export, app_role, deliver_newer_than)
+        _export(Path(export), app_role, deliver_newer_than)
     elif check:
         run(_check())
     else:

@@ -235,7 +235,7 @@ async def _forget(program: str) -> None:
         if not forgotten:
             rows = await room.database.fetch("SELECT DISTINCT app FROM postroom.handlers ORDER BY app")
             known = ", ".join(row["app"] for row in rows) or "none"
-            raise PostroomError(f"no program {program!r} has registered handlers; known: {known}")
+            raise WrongUsage(f"no program {program!r} has registered handlers; known: {known}")
     for source, name in forgotten:
         print_line(f"forgotten: {name} of {source}")
 

@@ -63,7 +63,9 @@ async def look_before_upgrade(database_url: str) -> list[Finding]:
             )
             return await _look(connection)
     except asyncpg.PostgresError as error:
-        raise PostroomError(f"the look before the upgrade ended: {error}") from error
+        may_not = isinstance(error, asyncpg.InsufficientPrivilegeError)
+        advice = "; name the tables' owner in POSTROOM_DATABASE_URL" if may_not else ""
+        raise PostroomError(f"the look before the upgrade ended: {error}{advice}") from error
     finally:
         await connection.close(timeout=5)
 

@@ -102,7 +102,7 @@ class Database:
                 version = connection.get_server_version()
         except DatabaseUnavailable as error:
             if isinstance(error.__cause__, _REFUSED):
-                raise ConfigError(f"{database.name}: {error.__cause__}") from error
+                raise ConfigError(f"{database.name}: {error.__cause__}; see POSTROOM_DATABASE_URL") from error
             raise
         if version.major < SERVER_MAJOR_MIN:
             await database.close()

@@ -16,6 +16,9 @@ from postroom.errors import PostroomError
 
 Role = Literal["operator", "viewer"]
 
+SAID_MAX = 20
+"""So many are named where one is not there."""
+
 KEYS_MAX = 1_000
 """As many are read; who has more of them has lost sight of who they belong to."""
 
@@ -63,15 +66,19 @@ async def read_keys(database: Database) -> list[Key]:
     return [Key(**row) for row in rows]
 
 
+class KeyRefused(PostroomError):
+    """There is no such key, or none can be made as it was asked for: the text says why."""
+
+
 async def make_key(database: Database, role: Role, name: str | None, *, by: Actor) -> str:
     """
     Make a key, with an entry of the audit trail. It is returned this once: the database has its hash.
 
     Raises:
-        PostroomError: The name is taken, empty, too long or of characters that cannot be shown.
+        KeyRefused: The name is taken, empty, too long or of characters that cannot be shown.
     """
     if name is not None and not (name.isprintable() and 0 < len(name.strip()) <= NAME_CHARACTERS_MAX):
-        raise PostroomError(f"a key's name is 1 to {NAME_CHARACTERS_MAX} characters in one line")
+        raise KeyRefused(f"a key's name is 1 to {NAME_CHARACTERS_MAX} characters in one line")
     secret = f"pr_{secrets.token_urlsafe(32)}"
     key = Key(hashlib.sha256(secret.encode()).digest(), name.strip() if name else None, role)
     try:
@@ -84,7 +91,7 @@ async def make_key(database: Database, role: Role, name: str | None, *, by: Acto
             )
             await record(connection, by, "key.create", {"key": key.called, "id": key.id, "role": role})
     except asyncpg.UniqueViolationError:
-        raise PostroomError(f"there is a key {key.called!r} already: `postroom key list`") from None
+        raise KeyRefused(f"there is a key {key.called!r} already: `postroom key list`") from None
     return secret
 
 
@@ -93,7 +100,7 @@ async def revoke_key(database: Database, name_or_id: str, *, by: Actor) -> Key:
     Take a key away, and its sessions with it, with an entry of the audit trail.
 
     Raises:
-        PostroomError: There is none, or an id that is several keys'.
+        KeyRefused: There is none, or an id that is several keys'.
     """
     async with database.transaction() as connection:
         rows = await connection.fetch(
@@ -108,10 +115,20 @@ async def revoke_key(database: Database, name_or_id: str, *, by: Actor) -> Key:
         )
         keys = [Key(**row) for row in rows]
         if not keys:
-            raise PostroomError(f"there is no key {name_or_id!r}: see `postroom key list`")
+            known = [Key(**row) for row in await connection.fetch(_NEWEST, SAID_MAX)]
+            called = ", ".join(key.name or key.id for key in known) or "none"
+            raise KeyRefused(f"there is no key {name_or_id!r}; keys: {called}")
         key = keys[0]
         if len(keys) > 1 and key.name != name_or_id:
-            raise PostroomError(f"{name_or_id} is the id of {len(keys)} keys: revoke one by its name")
+            raise KeyRefused(f"{name_or_id} is the id of {len(keys)} keys: revoke one by its name")
         await connection.execute("DELETE FROM postroom.service_keys WHERE key_hash = $1", key.key_hash)
         await record(connection, by, "key.revoke", {"key": key.called, "id": key.id, "role": key.role})
     return key
+
+
+_NEWEST = """
+    SELECT stored.key_hash, stored.name, stored.role
+    FROM postroom.service_keys AS stored
+    ORDER BY stored.created_at DESC
+    LIMIT $1
+"""

@@ -550,6 +550,8 @@ def _explained(error: asyncpg.PostgresError) -> MigrationFailed:
     parts = [str(error.args[0] if error.args else error)]
     if hint := getattr(error, "hint", None):
         parts.append(str(hint))
+    elif isinstance(error, asyncpg.InsufficientPrivilegeError):
+        parts.append("name the tables' owner, who may make schemas, in POSTROOM_DATABASE_URL")
     return MigrationFailed(" - ".join(parts))
 
 
