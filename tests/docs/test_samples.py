@@ -78,6 +78,7 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.timeout(300)  # thirty programs, one after the other
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 async def test_a_page_can_be_followed(
     page: Path, data_dir: Path, empty_database_url: str, postgres_server: PostgresServer
