@@ -219,9 +219,9 @@ def _dead(db: Any, letters: int) -> UUID:
 
 
 def _long(db: Any) -> UUID:
-    """Values as long as strangers make them, and a row that a person gave up."""
+    """Values as long as strangers make them, and a row that a person discarded."""
     _insert(
-        db, "email_queue", to_email="gone@example.org", subject="Given up", html="<p>Hi</p>", status="failed",
+        db, "email_queue", to_email="gone@example.org", subject="Gone", html="<p>Hi</p>", status="failed",
         due_at=None, attempts=6, error_count=6, last_error="discarded", failed_at=_ago(7200),
     )  # fmt: skip
     return _insert(

@@ -149,7 +149,7 @@ def test_discard_makes_it_failed(cli: Cli, db: Db) -> None:
 def test_discard_all_asks_on_a_terminal_and_wants_yes_elsewhere(
     cli: Cli, db: Db, programs: Programs, tmp_path: Path
 ) -> None:
-    """Nothing is given up by a slip; the note is kept."""
+    """Nothing is discarded by a slip; the note is kept."""
     row_id = insert_dead_letter(db)
     assert cli("dead-letters", "discard", "--all").code == 2
     assert _status(db, row_id)[0] == "dead_letter"

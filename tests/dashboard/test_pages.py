@@ -69,7 +69,7 @@ async def test_an_empty_house_has_pages_too(visitor: Visitor) -> None:
         "waiting": "Nothing waits.",
         "in_flight": "Nothing is being attempted",
         "dead_letter": "Nothing needs you.",
-        "failed": "Nothing was given up.",
+        "failed": "Nothing was discarded.",
         "all": "There is nothing here yet.",
     }
     for state, said in empty.items():

@@ -22,7 +22,7 @@ async def dead(sql: Session, **columns: Any) -> UUID:
 
 
 async def test_all_that_was_not_changed_is_kept_but_the_key(sql: Session) -> None:
-    """The old one is given up and names the new one; the new one names the old one and begins anew."""
+    """The old one is discarded and names the new one; the new one names the old one and begins anew."""
     old = await dead(
         sql,
         from_email="shop@example.com",

@@ -134,7 +134,7 @@ def discard(
     yes: Annotated[bool, typer.Option("--yes", help="With --all: do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Give dead letters up: they are kept as failed until cleanup takes them."""
+    """Discard dead letters: they are not tried again, and kept as failed until cleanup takes them."""
     if every == bool(ids):
         raise WrongUsage("name the dead letters' ids, or --all")
     if reason is not None and not every:

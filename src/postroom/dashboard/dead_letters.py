@@ -182,7 +182,7 @@ def _what(text: str) -> What:
 
 def _notice(what: What, decided: Decided) -> str:
     done = count_of(len(decided.done), "dead letter")
-    text = f"{done} {'will be tried again' if what == 'retry' else 'given up'}."
+    text = f"{done} {'will be tried again' if what == 'retry' else 'discarded'}."
     if decided.missed:
         text += f" {len(decided.missed)} left as they are: {next(iter(decided.missed.values()))}."
     return text

@@ -287,7 +287,7 @@ def _replaces(metadata: Any) -> UUID | None:
 
 def _states(kind: Kind) -> list[tuple[str, str]]:
     names = {"done": kind.done, "waiting": "Waiting", "in_flight": "In flight"}
-    return list((names | {"dead_letter": "Dead letters", "failed": "Given up", "all": "All"}).items())
+    return list((names | {"dead_letter": "Dead letters", "failed": "Discarded", "all": "All"}).items())
 
 
 def _cut(text: str | None) -> str | None:

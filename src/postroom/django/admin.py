@@ -141,7 +141,7 @@ class QueueAdmin(admin.ModelAdmin):
         """See postroom dead-letters retry."""
         self._decide(request, queryset, "retry", "due again")
 
-    @admin.action(description="Discard: give them up for good", permissions=["decide"])
+    @admin.action(description="Discard: they are not tried again", permissions=["decide"])
     def discard(self, request: Any, queryset: QuerySet) -> None:
         """See postroom dead-letters discard."""
         self._decide(request, queryset, "discard", "discarded")

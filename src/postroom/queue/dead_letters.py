@@ -114,7 +114,7 @@ class Group:
     Dead letters with one reason.
 
     Attributes:
-        reason: One of REASONS; None where an old caller gave them up.
+        reason: One of REASONS; None where an old caller wrote them.
         count: COUNTED_MAX at most.
         more: Whether there are more.
         newest_at: When the last of them died.

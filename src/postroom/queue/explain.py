@@ -225,7 +225,7 @@ def _behind(queue: QueueTable, first: Mapping[str, Any]) -> list[str]:
     lines = [f"It waits for {queue.noun} {first['id']}, which is before it in its lane: {first['status']}."]
     if first["status"] == "dead_letter":
         lines.append(f"Retry that one when its cause is gone: postroom dead-letters retry {first['id']}")
-        lines.append(f"Or give it up: postroom dead-letters discard {first['id']}")
+        lines.append(f"Or discard it: postroom dead-letters discard {first['id']}")
     return lines
 
 
@@ -323,7 +323,7 @@ def _dead_letter(queue: QueueTable, row: Mapping[str, Any]) -> Why:
     lines.append(f"Retry it when the cause is gone: {command} retry {row['id']}")
     if queue.can_be_edited:
         lines.append(f"Or mend it, which makes another one: {command} edit {row['id']} --to ADDRESS")
-    lines.append(f"Or give it up: {command} discard {row['id']}")
+    lines.append(f"Or discard it: {command} discard {row['id']}")
     return Why("dead_letter", lines)
 
 
@@ -335,7 +335,7 @@ def _given_up(row: Mapping[str, Any]) -> Why:
         return Why("failed", [f"It was edited{by} {at}: e-mail {last.by_email} goes out in its place."])
     if last is not None and last.outcome == "discarded":
         return Why("failed", [f"It was discarded{by} {at}{f': {last.reply}' if last.reply else '.'}"])
-    return Why("failed", [f"It was given up {at}, by a person or by an old caller."])
+    return Why("failed", [f"It failed {at}: a person discarded it, or an old caller wrote so."])
 
 
 _CAUSES = {

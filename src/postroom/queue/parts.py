@@ -17,7 +17,7 @@ State = Literal["all", "in_flight", "waiting", "done", "dead_letter", "failed"]
 STATES: tuple[State, ...] = ("all", "waiting", "in_flight", "done", "dead_letter", "failed")
 
 REASONS = ("permanent", "exhausted", "uncertain", "poison", "transport", "stale")
-"""Why postroom gives a row up; what an old caller gave up has none of them."""
+"""Why postroom makes a row a dead letter; what an old caller wrote has none of them."""
 
 Argument = Callable[[object], str]
 """Takes a value and gives its place in a statement, such as `$3`."""

@@ -1142,7 +1142,7 @@ $$;
 
 -- replace_dead_email: a dead letter goes out anew as another e-mail, with what a person has mended in it: NULL keeps what
 -- was there, an empty p_text has the plain part made from the HTML. The new one names the old one in metadata.replaces, the
--- old one is given up and names the new one in its attempt_log. All else is kept but the idempotency key, which stays the
+-- old one is discarded and names the new one in its attempt_log. All else is kept but the idempotency key, which stays the
 -- old one's, its time, and its number of attempts.
 --
 -- Of two that mend the same one the second waits for the first, and finds no dead letter any more: PR002.
