@@ -7,6 +7,7 @@ import json
 import psycopg
 import pytest
 
+from postroom.database.before_upgrade import look_before_upgrade
 from postroom.database.migrate import migrate
 from tests.upgrade.conftest import Project
 
@@ -22,6 +23,23 @@ HAND_MADE = {
     "integer DEFAULT 0 NOT NULL": ("2", False),
     "bytea": ("\\x255044462d", False),
 }
+
+
+async def test_a_look_before_the_upgrade_says_what_becomes_of_such_a_column(project: Project) -> None:
+    """How many e-mails have something in it, and of how many nobody can send that."""
+    assert not [one for one in await look_before_upgrade(project.url) if one.check == "attachments"]
+    project.execute("ALTER TABLE email_queue ADD COLUMN attachments jsonb DEFAULT '[]'")
+    (found,) = [one for one in await look_before_upgrade(project.url) if one.check == "attachments"]
+    assert (found.level, found.found) == ("ok", "email_queue.attachments is there, and stays jsonb")
+    for held in (f"[{json.dumps(FILE)}]", '["a.pdf"]', '[{"path": "a.pdf"}]', '"a.pdf"', "7", "{}"):
+        project.execute(
+            "INSERT INTO email_queue (to_email, subject, html, attachments) "
+            f"VALUES ('a@b.example', 's', 'h', '{held}')"
+        )
+    (found,) = [one for one in await look_before_upgrade(project.url) if one.check == "attachments"]
+    assert found.level == "warning"
+    assert found.found.startswith("5 that wait have something in email_queue.attachments (jsonb)")
+    assert found.found.endswith("and 4 hold something else: they become dead letters")
 
 
 @pytest.mark.parametrize(("kind", "written"), HAND_MADE.items(), ids=HAND_MADE)

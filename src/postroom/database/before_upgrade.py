@@ -80,6 +80,7 @@ async def _look(connection: asyncpg.Connection) -> list[Finding]:
     for queue in QUEUES:
         if queue in there:
             found += await _look_at_rows(connection, queue)
+    found += await _look_at_attachments(connection)
     found += await _look_at_jobs(connection)
     found += await _look_at_functions(connection)
     if there:
@@ -222,6 +223,56 @@ async def _look_at_duplicates(connection: asyncpg.Connection, queue: str) -> lis
             "set those that should not to 'failed' before you migrate",
         )
     ]
+
+
+async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
+    """A hand-made column of this name: what of it goes out, and what makes a mail a dead letter."""
+    kind = await connection.fetchval(
+        """
+        SELECT pg_catalog.format_type(known.atttypid, NULL)
+        FROM pg_catalog.pg_attribute AS known
+        WHERE known.attrelid = to_regclass('public.email_queue') AND known.attname = 'attachments'
+            AND NOT known.attisdropped
+        """
+    )
+    if kind is None or await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL"):
+        return []
+    row = await connection.fetchrow(
+        """
+        SELECT count(*) AS attached, count(*) FILTER (WHERE NOT waiting.has_files) AS other
+        FROM (
+            SELECT jsonb_typeof(read.held) IN ('array', $1) AND NOT EXISTS (
+                SELECT
+                FROM jsonb_array_elements(
+                    CASE jsonb_typeof(read.held) WHEN 'array' THEN read.held END
+                ) AS file (file)
+                WHERE jsonb_typeof(file.file) <> 'object' OR NOT file.file ?& '{filename,content}'
+            ) AS has_files
+            FROM public.email_queue AS queued
+            CROSS JOIN LATERAL (SELECT to_jsonb(queued.attachments) AS held) AS read
+            WHERE queued.status IN ('pending', 'processing')
+                AND read.held NOT IN ('null', '[]', '{}', '""', '"[]"', 'false', '0')
+        ) AS waiting
+        """,
+        "string" if kind == "text" else "array",  # a text may be JSON, and only an attempt finds out
+    )
+    assert row is not None
+    found = [ok("attachments", f"email_queue.attachments is there, and stays {kind}")]
+    if row["attached"]:
+        found = [
+            warning(
+                "attachments",
+                f"{row['attached']:,} that wait have something in email_queue.attachments ({kind}): "
+                'files as [{"filename", "content": base64}] go out with them'
+                + (
+                    f", and {row['other']:,} hold something else: they become dead letters"
+                    if row["other"]
+                    else ""
+                ),
+                "look at them before you migrate: none goes out without what is there",
+            )
+        ]
+    return found
 
 
 async def _look_at_jobs(connection: asyncpg.Connection) -> list[Finding]:
