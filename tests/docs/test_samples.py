@@ -33,6 +33,7 @@ PAGES = [
     *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
     DOCS / "webhooks.md",
     DOCS / "index.md",
+    DOCS / "dashboard.md",
     DOCS / "operations.md",
     DOCS / "metrics.md",
     DOCS / "log-events.md",
@@ -41,7 +42,7 @@ PAGES = [
 OWN_DATABASE = {"README.md", "docs/tutorial.md", "docs/how-to/django.md"}
 """Pages that name a database themselves, or have the embedded one."""
 
-AT_WORK = {"docs/index.md", "docs/operations.md", "docs/metrics.md", "docs/log-events.md"}
+AT_WORK = {f"docs/{name}.md" for name in ("index", "dashboard", "operations", "metrics", "log-events")}
 """Pages whose reader has postroom at work: a migrated database. The others are given an empty one."""
 
 IN_THEIR_FOLDER = {"examples/supabase/README.md"}
