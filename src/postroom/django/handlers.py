@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.conf import settings
-from django.db import connections, transaction
+from django.db import connections, reset_queries, transaction
 
 from postroom.database.connect import SERVER_KEEPALIVES
 from postroom.django.conf import alias
 from postroom.errors import ConfigError
 from postroom.webhooks.code import ASK_FOR_KEEPALIVES, is_async, is_dropped
 from postroom.webhooks.registry import Open, Registry
+
+_DROPPED_MAX = 100
+"""Connections that are taken from a pool, one after the other, where the server has dropped them all."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,10 +35,7 @@ class OrmTransactions:
         using = alias()
         connection = connections[using]
         try:
-            idle = connection.connection
-            if idle is not None and not connection.in_atomic_block and is_dropped(idle):
-                connection.close()
-            self._ask_for_keepalives(connection)
+            self._open(connection)
             with transaction.atomic(using, durable=True):
 
                 def execute(sql: str, values: Sequence[object]) -> None:
@@ -62,10 +62,22 @@ class OrmTransactions:
                 "the other writes; use a TransactionTestCase, in pytest django_db(transaction=True)"
             )
 
-    def _ask_for_keepalives(self, connection: Any) -> None:
-        """Of a new connection; see ASK_FOR_KEEPALIVES."""
-        if connection.connection is not None:
+    def _open(self, connection: Any) -> None:
+        """See that there is a connection which the server has not let go of, as far as can be seen."""
+        if connection.in_atomic_block:
             return
+        for _ in range(_DROPPED_MAX):
+            taken = connection.connection is None
+            connection.ensure_connection()
+            if not is_dropped(connection.connection):
+                break
+            connection.connection.close()  # else a pool would give it to the next one
+            connection.close()
+        if taken:
+            self._ask_for_keepalives(connection)
+
+    def _ask_for_keepalives(self, connection: Any) -> None:
+        """See ASK_FOR_KEEPALIVES."""
         with connection.cursor() as cursor:
             pid = cursor.connection.info.backend_pid
             cursor.execute(
@@ -125,9 +137,14 @@ def _release(using: str) -> None:
     Let go of connections as at the end of a request.
 
     But the one with the queue is kept where nothing is wrong with it: CONN_MAX_AGE is 0 by default, and a new
-    connection for each event would be most of its cost.
+    connection for each event would be most of its cost. One of a pool goes back: it may have fewer than there
+    are threads.
+
+    With DEBUG, Django remembers every statement with its values until a request begins, and here none does.
     """
+    reset_queries()
     for connection in connections.all(initialized_only=True):
-        kept = connection.alias == using and not connection.settings_dict["CONN_MAX_AGE"]
+        own = connection.settings_dict["CONN_MAX_AGE"] or connection.settings_dict["OPTIONS"].get("pool")
+        kept = connection.alias == using and not own
         if not kept or connection.errors_occurred:
             connection.close_if_unusable_or_obsolete()
