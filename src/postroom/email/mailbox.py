@@ -160,11 +160,8 @@ def _head_bytes(path: Path) -> bytes:
 
 
 def _head_of(name: str, parsed: EmailMessage) -> Head:
-    keys = [key.lower() for key in parsed]
-    sender, recipient, subject = (
-        header(parsed, key, keys.index(key)) if key in keys else "" for key in ("from", "to", "subject")
-    )
-    broken = None if "from" in keys or "to" in keys else "it is no e-mail"
+    sender, recipient, subject = (header(parsed, key) for key in ("from", "to", "subject"))
+    broken = None if {"from", "to"} & {key.lower() for key in parsed} else "it is no e-mail"
     return Head(name, _at(name), sender, recipient, subject, broken)
 
 

@@ -1,12 +1,38 @@
-"""What an e-mail's bytes hold, for a person who looks at them; whatever is broken in them is left out."""
+"""
+What an e-mail's bytes hold, for a person who looks at them; whatever is broken in them is left out.
+
+They may be a stranger's. The standard library's time grows with the square of a header's length (5 s for the
+20,000 addresses of one To), and with parts and their depth, so beyond what mails have no more is looked at.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage, MIMEPart
+from email.policy import EmailPolicy
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+HEADERS_MAX = 1_000
+"""Headers that are shown."""
+
+HEADER_CHARACTERS_MAX, CONTENT_HEADER_CHARACTERS_MAX = 8_000, 2_000
+"""What is decoded of a header; of one that says what a part is, which is asked again and again."""
+
+DELIMITERS_MAX, NESTED_MAX = 5_000, 100
+"""Lines that may begin a part, and parts that may hold others: what stands behind these is left out."""
+
+if TYPE_CHECKING:
+    _Policy = EmailPolicy[EmailMessage]
+else:
+    _Policy = EmailPolicy
+
+_DELIMITER = re.compile(rb"^--", re.MULTILINE)
+_NESTED = re.compile(rb"boundary\s*=|^content-type:\s*message/", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +79,28 @@ def read_headers(content: bytes) -> list[tuple[str, str]]:
 
 def parse(content: bytes) -> EmailMessage:
     """The standard library's view of it, which no content makes fail."""
-    return message_from_bytes(content, policy=policy.default)
+    for pattern, most in ((_DELIMITER, DELIMITERS_MAX), (_NESTED, NESTED_MAX)):
+        if (beyond := next(islice(pattern.finditer(content), most, None), None)) is not None:
+            content = content[: beyond.start()]
+    return message_from_bytes(content, policy=_POLICY)
 
 
-def header(parsed: EmailMessage, key: str, place: int) -> str:
-    """A header's value; as it stands where the standard library cannot decode it."""
-    raw = list(parsed.raw_items())[place][1]
-    try:
-        return str(policy.default.header_fetch_parse(key, raw))
-    except Exception:  # whatever a broken header makes the parser raise
-        return str(raw)
+def header(parsed: EmailMessage, key: str) -> str:
+    """The value of the first header of this name; empty where there is none."""
+    found = next((raw for name, raw in parsed.raw_items() if name.lower() == key), None)
+    return "" if found is None else _decoded(key, found)
 
 
 def _headers(parsed: EmailMessage) -> list[tuple[str, str]]:
-    return [(key, header(parsed, key, place)) for place, key in enumerate(parsed.keys())]
+    return [(key, _decoded(key, raw)) for key, raw in islice(parsed.raw_items(), HEADERS_MAX)]
+
+
+def _decoded(key: str, raw: Any) -> str:
+    """A header's value; as it stands where the standard library cannot decode it."""
+    try:
+        return str(_POLICY.header_fetch_parse(key, raw))
+    except Exception:  # whatever a broken header makes the parser raise
+        return str(raw)
 
 
 def _part(parsed: EmailMessage, subtype: str) -> str | None:
@@ -110,3 +144,15 @@ def _bytes(part: MIMEPart) -> bytes:
             return b"".join(inner.as_bytes(policy=policy.SMTP) for inner in part.iter_parts())
     payload = part.get_payload(decode=True)
     return payload if isinstance(payload, bytes) else b""
+
+
+class _Bounded(_Policy):
+    """The standard library's rules, over the beginning of each header."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        is_content = name.lower().startswith("content-")
+        most = CONTENT_HEADER_CHARACTERS_MAX if is_content else HEADER_CHARACTERS_MAX
+        return super().header_fetch_parse(name, value[:most])
+
+
+_POLICY = _Bounded()
