@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from postroom.database.before_upgrade import look_before_upgrade
-from postroom.database.migrate import migrate
+from postroom.database.migrate import MigrationFailed, migrate
 from tests.schedule.test_pg_cron import PG_NET
-from tests.supabase.projects import ADMIN, CRON_DATABASE, command, handmade, supabase_project
+from tests.supabase.projects import ADMIN, CRON_DATABASE, command, handmade, into, supabase_project
 from tests.support.postgres import PostgresServer
 from tests.upgrade.conftest import Project
 
@@ -128,3 +129,124 @@ def _catalog(project: Project) -> object:
     return project.execute(
         "SELECT array_agg(oid::text || relacl::text ORDER BY oid) FROM pg_class WHERE relnamespace = 2200"
     )
+
+
+async def test_rows_of_which_nobody_knows_whether_they_are_done_stop_the_upgrade(
+    new_server: PostgresServer,
+) -> None:
+    """A table without a status would have all that was ever sent pending; without rows it is no matter."""
+    with supabase_project(new_server) as project:
+        project.execute(
+            """
+            CREATE TABLE email_queue (
+                id uuid PRIMARY KEY DEFAULT gen_random_uuid(), to_email text NOT NULL, subject text NOT NULL,
+                html text NOT NULL, sent_at timestamptz
+            )
+            """
+        )
+        project.execute(
+            "INSERT INTO email_queue (to_email, subject, html, sent_at) VALUES ('a@b.c', 's', 'h', now())"
+        )
+        sentence = "email_queue has rows and no column status, so nobody can tell which of them are done"
+        (refused,) = [one for one in await look_before_upgrade(project.url) if one.level == "problem"]
+        assert (refused.check, refused.found) == ("refused", sentence)
+        with pytest.raises(MigrationFailed, match=sentence):
+            await migrate(project.url)
+        assert project.execute("SELECT to_regnamespace('postroom') AS house") == [{"house": None}]
+        project.execute("DELETE FROM email_queue")
+        await migrate(project.url)
+
+
+async def test_another_word_for_what_waits_stops_the_upgrade(new_server: PostgresServer) -> None:
+    """A default of 'queued' would leave whatever is queued without a status where it is, for ever."""
+    with supabase_project(new_server) as project:
+        project.execute(
+            "CREATE TABLE email_queue (id uuid PRIMARY KEY, to_email text NOT NULL, subject text NOT NULL, "
+            "html text NOT NULL, status text DEFAULT 'queued')"
+        )
+        sentence = "email_queue.status has the default 'queued', and what is to be sent is called 'pending'"
+        with pytest.raises(MigrationFailed, match=sentence):
+            await migrate(project.url)
+        project.execute("ALTER TABLE email_queue ALTER COLUMN status SET DEFAULT 'pending'")
+        await migrate(project.url)
+
+
+STRICT = """
+CREATE TABLE email_queue (
+    id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    to_email      text NOT NULL,
+    subject       text NOT NULL,
+    html          text NOT NULL,
+    from_email    text NOT NULL DEFAULT 'Shop <shop@example.com>',
+    attempts      integer NOT NULL DEFAULT 0,
+    next_retry_at timestamptz NOT NULL DEFAULT now(),
+    status        text NOT NULL DEFAULT 'pending',
+    email_type    text NOT NULL DEFAULT 'other',
+    metadata      jsonb NOT NULL DEFAULT '{}',
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    place         bigint NOT NULL GENERATED ALWAYS AS IDENTITY
+);
+CREATE TABLE webhook_retry_queue (
+    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    webhook_type     text NOT NULL,
+    webhook_event_id text NOT NULL,
+    payload          jsonb NOT NULL,
+    headers          jsonb NOT NULL DEFAULT '{}',
+    next_retry_at    timestamptz NOT NULL DEFAULT now(),
+    tenant           uuid NOT NULL
+);
+CREATE FUNCTION get_email_queue_batch(batch_size int) RETURNS SETOF email_queue LANGUAGE sql AS $$
+    UPDATE email_queue SET status = 'processing' WHERE id IN (
+        SELECT id FROM email_queue WHERE status = 'pending' AND next_retry_at <= now() LIMIT batch_size
+    ) RETURNING *
+$$;
+"""
+
+
+async def test_columns_that_may_not_be_null_refuse_nothing_of_ours(
+    new_server: PostgresServer, tmp_path: Path
+) -> None:
+    """
+    Many a hand-made table has next_retry_at NOT NULL DEFAULT now(): enqueue_email and the door failed on it.
+
+    What is dropped, and what cannot be helped, is said before and told by migrate; gone back, their own
+    function finds what we have written without a time.
+    """
+    with supabase_project(new_server) as project:
+        project.execute(STRICT)
+        said = [
+            finding.found for finding in await look_before_upgrade(project.url) if finding.check == "columns"
+        ]
+        dropped = [line.partition(" ")[0] for line in said if "is dropped" in line]
+        assert dropped == [
+            "email_queue.from_email",
+            "email_queue.next_retry_at",
+            "email_queue.email_type",
+            "webhook_retry_queue.webhook_event_id",
+            "webhook_retry_queue.headers",
+            "webhook_retry_queue.next_retry_at",
+        ]
+        (left,) = [line for line in said if "is dropped" not in line]
+        assert left == (
+            "webhook_retry_queue.tenant may not be NULL and has no default: no event can be stored"
+        )
+        lines: list[str] = []
+        await migrate(project.url, report=lines.append)
+        told = re.findall(r"NOT NULL of column (\w+) on public\.(\w+) dropped", "\n".join(lines))
+        assert [f"{table}.{column}" for column, table in told] == dropped
+        assert any("column tenant of public.webhook_retry_queue may not be NULL" in line for line in lines)
+
+        project.execute("SELECT enqueue_email('a@example.com', 's', 'h')")
+        project.execute(
+            """SELECT enqueue_emails('[{"to_email": "b@example.com", "subject": "s", "html": "h"}]')"""
+        )
+        project.execute(
+            "INSERT INTO email_queue (to_email, subject, html) VALUES ('c@example.com', 's', 'h')"
+        )
+        assert command(project.url, "worker", "--drain", **into(tmp_path)).returncode == 0
+        assert project.execute("SELECT DISTINCT status FROM email_queue") == [{"status": "sent"}]
+        project.execute("SELECT enqueue_email('d@example.com', 's', 'h')")
+        assert command(project.url, "psql", "-c", "CALL postroom.give_back()").returncode == 0
+        assert project.execute("SELECT to_email FROM get_email_queue_batch(5)") == [
+            {"to_email": "d@example.com"}
+        ]

@@ -36,6 +36,18 @@ FUNCTIONS = {
 }
 """The functions that migrate replaces, whatever their arguments, and the arguments that they have then."""
 
+_STATE = ("status", "attempts", "max_attempts", "error_count", "metadata", "created_at", "updated_at")
+_ENDS = ("headers", "next_retry_at", "last_error", "failed_at")
+MAY_BE_NULL = {
+    "email_queue": (*_ENDS, "from_email", "reply_to", "email_type", "sent_at", "text", "idempotency_key"),
+    "webhook_retry_queue": (*_ENDS, "webhook_event_id", "last_error_at", "processed_at"),
+}
+ALWAYS_WRITTEN = {
+    "email_queue": (*_STATE, "to_email", "subject", "html"),
+    "webhook_retry_queue": (*_STATE, "webhook_type", "payload"),
+}
+"""As migrations 0024 and 0025 have them; a test compares what is said here with what they do."""
+
 STALE_DAYS = 7
 LEASED_MINUTES = 15
 
@@ -80,6 +92,7 @@ async def _look(connection: asyncpg.Connection) -> list[Finding]:
     for queue in QUEUES:
         if queue in there:
             found += await _look_at_rows(connection, queue)
+            found += await _look_at_columns(connection, queue)
     found += await _look_at_attachments(connection)
     found += await _look_at_jobs(connection)
     found += await _look_at_functions(connection)
@@ -123,6 +136,8 @@ async def _look_at_rows(connection: asyncpg.Connection, queue: str) -> list[Find
         """,
         queue,
     )
+    if "status" not in columns:
+        return []  # refused, where there are rows
 
     def times(*names: str) -> str:
         return ", ".join(f"queued.{name}" for name in names if name in columns) or "NULL::timestamptz"
@@ -189,6 +204,54 @@ async def _look_at_rows(connection: asyncpg.Connection, queue: str) -> list[Find
             )
         )
     return [*found, *await _look_at_duplicates(connection, queue)]
+
+
+async def _look_at_columns(connection: asyncpg.Connection, queue: str) -> list[Finding]:
+    """Columns that may not be NULL, where what postroom writes would be refused."""
+    name = queue.removeprefix("public.")
+    rows = await connection.fetch(
+        """
+        SELECT attribute.attname::text AS name, attribute.attname = ANY ($2::text[]) AS is_known
+        FROM pg_catalog.pg_attribute AS attribute
+        WHERE attribute.attrelid = to_regclass($1)
+            AND attribute.attnum > 0
+            AND NOT attribute.attisdropped
+            AND attribute.attnotnull
+            AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_index AS index
+                WHERE index.indrelid = attribute.attrelid
+                    AND index.indisprimary
+                    AND attribute.attnum = ANY (index.indkey)
+            )
+            AND (
+                attribute.attname = ANY ($2::text[])
+                OR (
+                    NOT attribute.atthasdef
+                    AND attribute.attidentity = ''
+                    AND attribute.attname <> ALL ($3::text[])
+                )
+            )
+        ORDER BY attribute.attnum
+        """,
+        queue,
+        MAY_BE_NULL[name],
+        ALWAYS_WRITTEN[name],
+    )
+    refuses = "enqueue_email and HTTP cannot queue" if name == "email_queue" else "no event can be stored"
+    return [
+        warning(
+            "columns",
+            f"{name}.{row['name']} may not be NULL: that is dropped, since postroom writes NULL there",
+            "a program of yours that reads it must take a NULL",
+        )
+        if row["is_known"]
+        else warning(
+            "columns",
+            f"{name}.{row['name']} may not be NULL and has no default: {refuses}",
+            f"ALTER TABLE {name} ALTER COLUMN {row['name']} DROP NOT NULL, or give it a default",
+        )
+        for row in rows
+    ]
 
 
 async def _look_at_duplicates(connection: asyncpg.Connection, queue: str) -> list[Finding]:

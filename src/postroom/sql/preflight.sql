@@ -5,7 +5,11 @@
 -- owner's back, so it is named instead.
 DO $$
 DECLARE
-    v_problem text;
+    v_problem  text;
+    v_table    text;
+    v_has_rows boolean;
+    v_default  text;
+    v_word     text;
 BEGIN
     SELECT string_agg(missing.what, '; ' ORDER BY missing.what)
     INTO v_problem
@@ -134,5 +138,40 @@ BEGIN
             HINT = 'postroom never retypes a column: ALTER TABLE ... ALTER COLUMN ... TYPE (varchar to text rewrites no row), '
                 'then migrate again. Nothing was changed.';
     END IF;
+
+    FOREACH v_table IN ARRAY ARRAY['email_queue', 'webhook_retry_queue'] LOOP
+        SELECT pg_catalog.pg_get_expr(def.adbin, def.adrelid)
+        INTO v_default
+        FROM pg_catalog.pg_attribute AS attribute
+        JOIN pg_catalog.pg_attrdef AS def ON def.adrelid = attribute.attrelid AND def.adnum = attribute.attnum
+        WHERE attribute.attrelid = pg_catalog.to_regclass('public.' || v_table) AND attribute.attname = 'status';
+        EXECUTE format('SELECT (%s)::pg_catalog.text', COALESCE(v_default, 'NULL')) INTO v_word;
+        -- What is queued without a status would wait for ever.
+        IF v_word <> 'pending' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_column_definition',
+                MESSAGE = format('%I.status has the default %L, and what is to be sent is called %L', v_table, v_word, 'pending'),
+                HINT = format(
+                    'ALTER TABLE %I ALTER COLUMN status SET DEFAULT %L, and let your programs know that word; '
+                    'then migrate again. Nothing was changed.', v_table, 'pending'
+                );
+        END IF;
+
+        -- The column is added with 'pending': all that was ever sent would be due.
+        CONTINUE WHEN pg_catalog.to_regclass('public.' || v_table) IS NULL OR EXISTS (
+            SELECT 1
+            FROM pg_catalog.pg_attribute AS attribute
+            WHERE attribute.attrelid = pg_catalog.to_regclass('public.' || v_table)
+                AND attribute.attname = 'status'
+                AND NOT attribute.attisdropped
+        );
+        EXECUTE format('SELECT EXISTS (SELECT FROM public.%I)', v_table) INTO v_has_rows;
+        IF v_has_rows THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'undefined_column',
+                MESSAGE = format('%I has rows and no column status, so nobody can tell which of them are done', v_table),
+                HINT = 'Add the column (text) and fill it: pending, sent or processed, failed; then migrate again. Nothing was changed.';
+        END IF;
+    END LOOP;
 END;
 $$;

@@ -21,6 +21,7 @@ BEGIN
     PERFORM postroom.give_back_functions();
     COMMIT;
     PERFORM postroom.end_leases_of_the_dead();
+    PERFORM postroom.give_back_times();
     COMMIT;
     FOREACH v_table IN ARRAY ARRAY['email_queue', 'webhook_retry_queue', 'rate_limit_counters'] LOOP
         LOOP
@@ -225,6 +226,42 @@ BEGIN
                 v_ended.entries
             );
         END IF;
+    END LOOP;
+END;
+$$;
+
+-- give_back_times: where a table gives each row a time of its own (next_retry_at has a default), its programs ask for rows whose
+-- time has come, and would never find those that we have written without one.
+CREATE OR REPLACE FUNCTION postroom.give_back_times()
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+DECLARE
+    v_table regclass;
+    v_id    uuid;
+BEGIN
+    FOR v_table IN
+        SELECT att.attrelid::regclass
+        FROM pg_catalog.pg_attribute AS att
+        WHERE att.attrelid IN (to_regclass('public.email_queue'), to_regclass('public.webhook_retry_queue'))
+            AND att.attname = 'next_retry_at'
+            AND att.atthasdef
+    LOOP
+        FOR v_id IN EXECUTE format(
+            'SELECT live.id FROM %s AS live WHERE live.status = ''pending'' AND live.next_retry_at IS NULL ORDER BY 1', v_table
+        ) LOOP
+            BEGIN
+                EXECUTE format(
+                    'UPDATE %s SET next_retry_at = clock_timestamp() '
+                    'WHERE id = $1 AND status = ''pending'' AND next_retry_at IS NULL', v_table
+                ) USING v_id;
+            EXCEPTION WHEN OTHERS OR assert_failure THEN
+                IF NOT postroom.is_the_rows_own(SQLSTATE) THEN
+                    RAISE;
+                END IF;
+            END;
+        END LOOP;
     END LOOP;
 END;
 $$;
