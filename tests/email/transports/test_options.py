@@ -40,3 +40,11 @@ def test_wrong_option_says_what_is_allowed(options: str, says: str) -> None:
     """One line that names the option and what it may be."""
     with pytest.raises(ConfigError, match=says):
         from_urls([f"smtp://127.0.0.1:25?{options}"], Settings())
+
+
+def test_the_port_of_smtps_needs_its_scheme_or_a_word() -> None:
+    """By smtp:// nobody would say anything there for five minutes."""
+    with pytest.raises(ConfigError, match="port 465, where a server begins with TLS; write smtps://"):
+        from_urls(["smtp://user:secret@127.0.0.1:465"], Settings())
+    from_urls(["smtps://user:secret@127.0.0.1:465"], Settings())
+    from_urls(["smtp://user:secret@127.0.0.1:465?starttls=required"], Settings())

@@ -879,6 +879,15 @@ async def test_certificate_that_proves_nothing_is_refused(
     assert len(server.mails) == 1
 
 
+async def test_smtps_where_a_server_begins_in_plain_says_what_to_write(
+    smtp: ScriptedSmtp, open_transport: Opener, new_email: NewEmail
+) -> None:
+    """As on port 587: OpenSSL's own words tell nobody so."""
+    transport = open_transport(tls=True)
+    with pytest.raises(TransportDown, match="it does not begin with TLS; write smtp://"):
+        await transport.send(new_email(), started)
+
+
 async def test_plain_replies_behind_starttls_are_never_read(
     open_secured: Any, authority: Authority, new_email: NewEmail
 ) -> None:

@@ -102,9 +102,15 @@ class _Url:
             raise self._wrong("has a wrong starttls; allowed are never, optional, required")
         if implicit and "starttls" in options:
             raise self._wrong("has starttls with smtps, which is TLS from its first byte; leave it out")
+        port = self._port(url)
+        if port == 465 and not implicit and "starttls" not in options:
+            # It would wait 5 minutes for a greeting that such a server says within TLS (RFC 8314, 7.3).
+            raise self._wrong(
+                "has port 465, where a server begins with TLS; write smtps://, or name starttls"
+            )
         server = SmtpServer(
             host=self._host(url),
-            port=self._port(url) or (465 if implicit else 587 if username is not None else 25),
+            port=port or (465 if implicit else 587 if username is not None else 25),
             tls=implicit,
             starttls=cast(Starttls, starttls),
             username=username,

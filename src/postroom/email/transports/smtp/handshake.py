@@ -164,6 +164,10 @@ _OF_AN_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 """X509_V_ERR_… of OpenSSL: signed by itself, by an authority that signs itself, by one that is not here."""
 
 
+_OF_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""What OpenSSL says of a greeting in plain; the second one from 3.2 on."""
+
+
 def _down(server: SmtpServer, error: Exception) -> TransportDown:
     """One line that says what failed and never holds a secret, even where the server repeats it."""
     code = None
@@ -184,11 +188,14 @@ def _down(server: SmtpServer, error: Exception) -> TransportDown:
         text = f"its certificate is not trusted: {error.verify_message}"
         if error.verify_code in _OF_AN_UNKNOWN_AUTHORITY:
             advice = "; name the file of your own authority by ?ca=FILE in POSTROOM_TRANSPORT"
+    elif isinstance(error, ssl.SSLError) and error.reason in _OF_NO_TLS and server.tls:
+        text = "it does not begin with TLS"
+        advice = "; write smtp:// in POSTROOM_TRANSPORT, which begins it by STARTTLS, as on port 587"
     elif isinstance(error, socket.gaierror):
         text = f"its name is not found: {error.strerror}"
     elif isinstance(error, aiosmtplib.SMTPException):
         cause = error.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(cause, ssl.SSLError):
             return _down(server, cause)
         text = str(error.message)
     elif isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
