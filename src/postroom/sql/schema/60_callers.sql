@@ -472,6 +472,10 @@ VOLATILE
 SET search_path = ''
 AS $$
 DECLARE
+    v_fields CONSTANT text [] := ARRAY[
+        'to_email', 'subject', 'html', 'from_email', 'reply_to', 'email_type', 'metadata',
+        'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers', 'attachments'
+    ];
     v_wrong    text;
     v_further  record;
     v_file     record;
@@ -497,10 +501,11 @@ BEGIN
             given.place,
             CASE
                 WHEN jsonb_typeof(given.email) <> 'object' THEN ': must be an object'
-                WHEN given.email - ARRAY[
-                    'to_email', 'subject', 'html', 'from_email', 'reply_to', 'email_type', 'metadata',
-                    'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers', 'attachments'
-                ] <> '{}' THEN ': only arguments of enqueue_email, and attachments, are fields of an e-mail'
+                WHEN given.email - v_fields <> '{}' THEN format(
+                    '.%s: is no field of an e-mail; those are %s',
+                    (SELECT left(min(name), 60) FROM jsonb_object_keys(given.email - v_fields) AS name),
+                    array_to_string(v_fields, ', ')
+                )
                 WHEN email.to_email IS NULL THEN '.to_email: is missing'
                 WHEN email.subject IS NULL THEN '.subject: is missing'
                 WHEN email.html IS NULL THEN '.html: is missing'
