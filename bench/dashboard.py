@@ -17,10 +17,10 @@ from urllib.parse import urlencode, urlsplit
 
 import asyncpg
 
+from bench import pages as routes
 from bench.old_mails import make_old_mails
 from bench.report import Result, percentile, versions
 from bench.servers import create_database, running_postgres, server_version, serving
-from postroom.dashboard.routes import ROUTES
 from postroom.dashboard.site import ROOT
 from postroom.database.migrate import migrate
 
@@ -33,21 +33,6 @@ PAGES = 10
 
 CAUGHT = 1_000
 """Mails in the maildir."""
-
-OF_A_KIND = {
-    "{kind}": ("/emails", "/webhooks"),
-    "{kind}/{id:uuid}": ("/emails/{sent}", "/emails/{waiting}", "/emails/{dead}", "/webhooks/{event}"),
-    "emails/{id:uuid}/edit": ("/emails/{dead}/edit",),
-    "emails/{id:uuid}/html": ("/emails/{sent}/html",),
-    "emails/{id:uuid}/source": ("/emails/{sent}/source",),
-    "dead-letters/actions/{id:uuid}": ("/dead-letters/actions/{action}",),
-    "mailbox/{name}": ("/mailbox/{caught}",),
-    "mailbox/{name}/html": ("/mailbox/{caught}/html",),
-    "mailbox/{name}/source": ("/mailbox/{caught}/source",),
-    "mailbox/{name}/attachments/{number}": (),
-    "static/{name}": (),
-}
-"""What stands for a route that has parameters."""
 
 ALSO = (
     "/flow?span=24h",
@@ -174,22 +159,8 @@ def _linked(page: str, rel: str) -> str | None:
 
 
 def addresses() -> Iterator[str]:
-    """
-    One of each page, with {names} of what was filled in.
-
-    Raises:
-        LookupError: A route has parameters, and nobody has said what stands for it.
-    """
-    for route in ROUTES:
-        path = route.path.removeprefix(ROOT)
-        if "GET" not in (route.methods or ()) or path == "/login":
-            continue
-        if "{" not in path:
-            yield path
-        elif path.removeprefix("/") in OF_A_KIND:
-            yield from OF_A_KIND[path.removeprefix("/")]
-        else:
-            raise LookupError(f"say in bench.dashboard.OF_A_KIND which address shows a page of {path}")
+    """One of each page, with {names} of what was filled in."""
+    yield from (path for path in routes.addresses() if path != "/login")
     yield from ALSO
 
 
