@@ -75,6 +75,35 @@ def test_flush_leaves_the_mail_and_says_so(capsys: pytest.CaptureFixture[str]) -
     assert (Order.objects.count(), QueuedEmail.objects.count()) == (0, 1)
 
 
+def test_a_dump_of_the_queue_is_not_loaded(tmp_path: Path) -> None:
+    """dumpdata takes the queue, too; loaded elsewhere, a worker would send each mail again to its address."""
+    send_mail("Hi", "x", None, ["ada@example.com"])
+    dump = tmp_path / "all.json"
+    call_command("dumpdata", output=str(dump), verbosity=0)
+    assert "ada@example.com" in dump.read_text()
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM email_queue")
+    with pytest.raises(ValueError, match=r"leave it out: dumpdata --exclude postroom"):
+        call_command("loaddata", str(dump), verbosity=0)
+    assert QueuedEmail.objects.count() == 0
+
+
+def test_a_migration_that_cannot_be_made_is_one_line(database_url: str, tmp_path: Path) -> None:
+    """What migrate of postroom's says, `manage.py migrate` says as Django does, without a traceback."""
+    with psycopg.connect(database_url) as db:
+        db.execute("UPDATE postroom.repeatables SET digest = '' WHERE name = 'functions'")
+        db.execute("DROP FUNCTION public.mark_email_sent")
+        db.execute(
+            "CREATE FUNCTION public.mark_email_sent(email_id uuid) RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
+        db.execute("CREATE VIEW uses_it AS SELECT public.mark_email_sent(NULL)")
+    done = manage(database_url, tmp_path, "migrate")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("CommandError: postroom: ")
+    assert "uses_it" in done.stderr
+
+
 def test_an_event_becomes_an_order_and_a_receipt(database_url: str, tmp_path: Path) -> None:
     """`manage.py postroom up`: the door, the worker with the project's handlers, and the mail's way out."""
     programs = Programs(

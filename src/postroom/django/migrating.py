@@ -7,11 +7,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from django.core.management.base import CommandError
 from django.db import connections
 from django.db.migrations.operations.base import Operation
 
 from postroom.database.migrate import migrate, pending
 from postroom.django.conf import alias, database_url, in_tests
+from postroom.errors import PostroomError
 
 T = TypeVar("T")
 
@@ -47,19 +49,21 @@ def bring_up_to_date(using: str, verbosity: int) -> None:
     Migrate the database with the queue; does nothing for another one.
 
     Raises:
-        MigrationFailed, SchemaError, DatabaseUnavailable: As postroom.database.migrate.
+        CommandError: What postroom.database.migrate says, as one line of manage.py.
     """
     if using != alias() or connections[using].vendor != "postgresql":
-        return
-    url = database_url(using)
-    if not run(pending(url)):
         return
 
     def report(line: str) -> None:
         if verbosity > 0:
             print(f"  postroom: {line}")
 
-    run(migrate(url, report=report))
+    try:
+        url = database_url(using)
+        if run(pending(url)):
+            run(migrate(url, report=report))
+    except PostroomError as error:
+        raise CommandError(f"postroom: {error}") from error
 
 
 def after_flush(using: str, verbosity: int) -> None:

@@ -14,11 +14,18 @@ from django.db import models
 from postroom.django.conf import alias
 
 
+class ReadOnly(TypeError, ValueError):
+    """A row of the queues was to be written; a ValueError, since loaddata says of those which row it was."""
+
+    def __init__(self, model: type[models.Model], what_to_do: str = "see postroom.django.models") -> None:
+        super().__init__(f"{model.__name__} is read-only: {what_to_do}")
+
+
 class ReadOnlyQuerySet(models.QuerySet):
     """Refuses to write."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError(f"{self.model.__name__} is read-only: see postroom.django.models")
+        raise ReadOnly(self.model)
 
     create = bulk_create = bulk_update = update = delete = get_or_create = update_or_create = _refuse
     _update = _raw_delete = _insert = _refuse
@@ -94,11 +101,15 @@ class QueueRow(models.Model):
 
     def save(self, *_: object, **__: object) -> NoReturn:
         """Refuses."""
-        raise TypeError(f"{type(self).__name__} is read-only: see postroom.django.models")
+        raise ReadOnly(type(self))
 
     def delete(self, *_: object, **__: object) -> NoReturn:
         """Refuses."""
-        raise TypeError(f"{type(self).__name__} is read-only: see postroom.django.models")
+        raise ReadOnly(type(self))
+
+    def _save_table(self, *_: object, **__: object) -> NoReturn:
+        """Refuses what goes past save(): loaddata, after which a worker would send each mail again."""
+        raise ReadOnly(type(self), "in a dump, leave it out: dumpdata --exclude postroom")
 
 
 class QueuedEmail(QueueRow):
