@@ -24,6 +24,7 @@ from postroom.email.attachments import (
 )
 from postroom.email.message import OutgoingEmail
 from postroom.email.mime import render, rendered
+from postroom.email.transports.said import without_body
 from tests.email.conftest import NewEmail
 from tests.email.test_mime import assert_can_travel, parse, part
 
@@ -338,6 +339,15 @@ def test_nobody_sees_a_file_by_accident(new_email: NewEmail) -> None:
         assert not re.search("secret|c2VjcmV0", repr(each))
     assert without_contents(row.attachments) == [{"filename": "a.txt", "content": "6 bytes"}]
     assert without_contents("x" * 99) == "x" * 80 + "…"
+
+
+def test_a_provider_that_repeats_a_file_puts_it_into_no_log(new_email: NewEmail) -> None:
+    """What was said ends where the file's base64 begins."""
+    given = documents(Attachment("a.bin", PNG))
+    email = new_email(attachments=given)
+    said = "422 attachments[0].content cannot be read: "
+    assert without_body(said + given[0]["content"][:90], email) == f"{said}[the e-mail itself]"
+    assert without_body(said * 2, email) == said * 2
 
 
 async def test_large_files_are_rendered_in_a_thread_to_the_same_bytes(new_email: NewEmail) -> None:

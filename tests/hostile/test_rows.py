@@ -52,6 +52,12 @@ EMAILS: dict[str, dict[str, str]] = {
         "leased_by": "gen_random_uuid()",
         "due_at": "'infinity'",
     },
+    "attachments of 3,000 levels": {"attachments": DEEP},
+    "attachments with 100,000 digits": {
+        "attachments": "('[{\"content\": ' || repeat('9', 100000) || '}]')::jsonb"
+    },
+    "attachments that are none": {"attachments": "'\"a.pdf\"'"},
+    "attachments of 60 MB": {"attachments": "to_jsonb(repeat('a', 60000000))"},
     "a status of its own": {"status": r"E'\x1b[2Jwell'"},
     "a dead letter before Christ": {"status": "'dead_letter'", "failed_at": LONG_AGO},
     "a dead letter in the year 294000": {"status": "'dead_letter'", "failed_at": FAR_OFF},
@@ -143,6 +149,8 @@ async def test_no_row_stops_another_e_mail_and_each_can_be_explained(
 
     with_headers = await room.database.fetch("SELECT status FROM email_queue WHERE headers IS NOT NULL")
     assert {row["status"] for row in with_headers} == {"dead_letter"}  # none is sent without its headers
+    with_files = await room.database.fetch("SELECT status FROM email_queue WHERE attachments IS NOT NULL")
+    assert {row["status"] for row in with_files} == {"dead_letter"}  # nor without its attachments
     query = "SELECT status, last_error FROM email_queue WHERE id = $1::text::uuid"
     row = await room.database.fetchrow(query, hostile.pop("a body of 60 MB"))
     assert row is not None

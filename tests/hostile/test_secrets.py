@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ STRIPE_SECRET, URL_SECRET = "whsec_" + _marked("stripe"), "whsec_" + "c2VjcmV0" 
 STRIPE_KEY, URL_TOKEN = "sk_live_" + _marked("stripekey"), _marked("urltoken")
 WRONG_KEY = _marked("wrongkey")
 HTML, TEXT, METADATA, PAYLOAD = (_marked(what) for what in ("html", "text", "metadata", "payload"))
+FILE = b64encode(f"The file that goes with it: {_marked('file')}".encode()).decode()
 BODIES = {
     "html": f"<p>Thank you for your order, which is on its way: {HTML}</p>",
     "text": f"Thank you for your order,\nwhich is on its way: {TEXT}",
@@ -134,7 +136,8 @@ def programs(database_url: str, tmp_path: Path, ways_out: str) -> Programs:
 
 async def _provoke(url: str) -> list[str]:
     """Everything that can fail behind the doors; what they answered."""
-    mail = {"to": "ada@example.com", "subject": "Hi", **BODIES, "metadata": {"a": METADATA}}
+    mail: dict[str, Any] = {"to": "ada@example.com", "subject": "Hi", **BODIES, "metadata": {"a": METADATA}}
+    mail["attachments"] = [{"filename": "a.txt", "content": FILE}]
     send, answers = "/functions/v1/send-email", []
     stranger = jwt.encode({"role": "anon"}, JWT_SECRET)
     keys = [SERVICE_KEY, WRONG_KEY, stranger, f"{stranger[:-4]}AAAA"]
@@ -151,6 +154,7 @@ async def _provoke(url: str) -> list[str]:
         await ask(send, json=mail | {"use_queue": True, "subject": "refused"})
         await ask(send, json=mail | {"subject": "refused"})
         await ask(send, json=mail | {"to": "nobody"})
+        await ask(send, json=mail | {"attachments": [{"filename": "a.txt", "content": f"{FILE}?"}]})
         await ask(send, content=f'{{"html": "{HTML}", '.encode())
         await ask("/functions/v1/process-email-queue")
         for kind in ("bad.key", "bad.sql", "bad.other", "url.x", "sql.x", "unhandled"):

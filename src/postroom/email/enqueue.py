@@ -23,7 +23,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from postroom.database.connect import Database
+from postroom.database.connect import DEADLINE_S, Database
 from postroom.database.sqlstate import driver_error, sqlstate_of
 from postroom.email import sqlalchemy
 from postroom.email.address import kind_of
@@ -37,6 +37,9 @@ EMAILS_MAX = 10_000
 
 STATEMENT_CHARACTERS_MAX = 8 * 1024 * 1024
 """What one statement holds at most, as JSON; further ones follow in the same transaction."""
+
+CHARACTERS_A_SECOND = 1_000_000
+"""What a database that is busy with others takes at least; one that is not takes 25 million."""
 
 INTEGER_MAX = 2**31 - 1
 
@@ -170,10 +173,16 @@ async def enqueue(database: Database, emails: Sequence[QueueableEmail]) -> list[
     reach("enqueue.before")
     try:
         if len(batches) == 1:
-            answers: Answers = [await database.fetch(_ASYNCPG_SQL, batches[0].json)]
+            written = batches[0].json
+            answers: Answers = [await database.fetch(_ASYNCPG_SQL, written, deadline_s=_deadline_s(written))]
         else:
             async with database.transaction() as connection:
-                answers = await _run_asyncpg(connection, batches)
+                answers = [
+                    await connection.fetch(
+                        _ASYNCPG_SQL, (written := batch.json), timeout=_deadline_s(written)
+                    )
+                    for batch in batches
+                ]
     except asyncpg.PostgresError as error:
         raise _explained(error, batches) from error
     reach("enqueue.after")
@@ -364,6 +373,10 @@ def _size(email: QueueableEmail) -> int:
     """Its characters as JSON, about."""
     accepted = email.accepted
     return len(accepted.html) + len(accepted.text or "") + (accepted.attached or 0)
+
+
+def _deadline_s(written: str) -> float:
+    return DEADLINE_S + len(written) / CHARACTERS_A_SECOND
 
 
 def _in_order(batches: Sequence[Batch], answers: Answers) -> list[UUID]:

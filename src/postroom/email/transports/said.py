@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from postroom.email.message import OutgoingEmail
 
@@ -34,7 +35,7 @@ def without_body(text: str, email: OutgoingEmail) -> str:
         return text  # as most answers are: the body is not looked at for 8 us
     # The address stands in many bodies, and in the errors about it.
     searched = text.replace(email.to_email, " " * len(email.to_email))
-    for body in (email.html, email.text or ""):
+    for body in (email.html, email.text or "", *_contents(email.attachments)):
         head = body[:BODY_CHARACTERS_MAX]
         if not _may_quote(searched, head):
             continue
@@ -44,6 +45,13 @@ def without_body(text: str, email: OutgoingEmail) -> str:
             if window in known and not window.isspace():
                 return f"{text[:start]}[the e-mail itself]"
     return text
+
+
+def _contents(attachments: object) -> Iterator[str]:
+    """What files hold, in base64, as a provider was given them."""
+    for each in attachments if isinstance(attachments, list) else ():
+        if isinstance(each, dict) and isinstance(content := each.get("content"), str):
+            yield content
 
 
 def _may_quote(said: str, body: str) -> bool:
