@@ -554,13 +554,14 @@ INLINED = {
 }
 
 
-async def test_two_triggers_and_two_readers_alone_are_security_definer(world: World) -> None:
+async def test_three_triggers_and_two_readers_alone_are_security_definer(world: World) -> None:
     """The triggers cannot be called; the readers show service_role pg_cron's jobs: decisions 0016, 0012."""
     await migrate(world.url())
     with psycopg.connect(world.url()) as connection:
         found = connection.execute(DEFINERS, {}).fetchall()
     assert sorted(found) == [
         ("postroom.forget_request()", True, 0),
+        ("postroom.note_seen_webhook()", True, 0),
         ("postroom.read_cron_jobs()", False, 0),
         ("postroom.read_cron_runs(bigint)", False, 1),
         ("postroom.wake_on_insert()", True, 0),

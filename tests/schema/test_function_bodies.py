@@ -145,6 +145,7 @@ async def test_functions_in_sql_hold_on_postgresql_15(debian15_url: str) -> None
 DEFINER_WITH_A_REASON = {
     "postroom.wake_on_insert()",
     "postroom.forget_request()",
+    "postroom.note_seen_webhook()",
     "postroom.read_cron_jobs()",
     "postroom.read_cron_runs(bigint)",
 }

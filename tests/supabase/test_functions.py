@@ -289,3 +289,39 @@ def test_the_functions_are_typescript_without_an_error(edge: Edge) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+async def test_an_event_that_an_old_function_has_noted_is_known_at_the_door(
+    js: Driver, edge: Edge, house: Served
+) -> None:
+    """
+    Old and new side by side: the old one wrote it into the queue and answered 500, so Stripe comes again.
+
+    By a plain INSERT of whoever may insert there.
+    """
+    payload = '{"id":"evt_1","type":"checkout.session.completed"}'
+    note = """
+        INSERT INTO webhook_retry_queue (webhook_type, webhook_event_id, payload) VALUES ('stripe', $1, '{}')
+    """
+    for event in ("evt_1", "evt_2", "x" * 300, None):
+        async with house.room.database.transaction() as connection:
+            await connection.execute("SET LOCAL ROLE service_role")
+            await connection.execute(note, event)
+
+    async def post(event: str) -> Any:
+        url, stamp = edge.url("stripe-webhook"), int(time.time())
+        said = payload.replace("evt_1", event)
+        return await asyncio.to_thread(
+            js, "stripe", url=url, secret=STRIPE_SECRET, payload=said, timestamp=stamp
+        )
+
+    with edge.serving("stripe-webhook"):
+        for event, body in (
+            ("evt_1", {"received": True, "duplicate": True}),
+            ("evt_3", {"received": True}),
+            ("evt_3", {"received": True, "duplicate": True}),
+        ):
+            assert await post(event) == {"status": 200, "body": body}
+    count = "SELECT count(*) FROM webhook_retry_queue WHERE webhook_event_id = $1"
+    for event in ("evt_1", "evt_2", "evt_3"):
+        assert await house.room.database.fetchval(count, event) == 1

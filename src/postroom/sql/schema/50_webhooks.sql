@@ -923,6 +923,36 @@ CREATE OR REPLACE TRIGGER postroom_forget_request
     AFTER DELETE ON public.webhook_retry_queue
     FOR EACH ROW EXECUTE FUNCTION postroom.forget_request();
 
+-- note_seen_webhook: an event that an old caller writes into the queue is known to the door, as those that were there
+-- before postroom are: while old and new run side by side its provider may send it again, to ours.
+--
+-- SECURITY DEFINER, since whoever may insert an event has no right to schema postroom; it takes no argument.
+CREATE OR REPLACE FUNCTION postroom.note_seen_webhook()
+RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = ''
+AS $$
+BEGIN
+    INSERT INTO postroom.seen_webhooks (source, event_id, id)
+    VALUES (NEW.webhook_type, NEW.webhook_event_id, NEW.id)
+    ON CONFLICT (source, event_id) DO NOTHING;
+    RETURN NULL;
+END;
+$$;
+
+-- The door gives what it stores a type where it knows one, and has noted all of it. Ids that are longer than any
+-- provider's fit in no index.
+CREATE OR REPLACE TRIGGER postroom_note_seen
+    AFTER INSERT ON public.webhook_retry_queue
+    FOR EACH ROW
+    WHEN (
+        NEW.event_type IS NULL
+        AND length(NEW.webhook_event_id) BETWEEN 1 AND 255
+        AND length(NEW.webhook_type) <= 255
+    )
+    EXECUTE FUNCTION postroom.note_seen_webhook();
+
 -- finish_handler: writes down that a handler is done with an event (or has refused it for good), in the transaction
 -- of the handler's effect. Where the lease has passed on, or the handler is done already, it raises: the effect is
 -- undone with it. This is what makes a handler's writes happen exactly once.
