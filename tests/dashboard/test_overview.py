@@ -9,6 +9,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import uuid4
 
+from postroom.database.audit import Actor
+from postroom.queue.bulk import begin, stop_action
+from postroom.queues import QUEUES
 from tests.dashboard.conftest import Visitor
 from tests.support.pages import pages_read, statements_of
 
@@ -87,6 +90,30 @@ async def test_dead_letters_beyond_ten_thousand_are_about_so_many(visitor: Visit
     words = _words(await visitor.page())
     assert re.search(r"about 10,\d\d\d dead letters need a person", words)
     assert re.search(r"Dead letters about 10,\d\d\d", words)
+
+
+async def test_what_is_done_to_a_group_and_stands_still_is_told(visitor: Visitor) -> None:
+    """Its process ended: a person goes on with it, or stops it. One that has just begun is not told."""
+    database = visitor.served.room.database
+    await _execute(
+        visitor,
+        """
+        INSERT INTO email_queue (to_email, subject, html, status, dead_reason, failed_at)
+        SELECT 'a@b.example', 's', 'h', 'dead_letter', 'permanent', now() FROM generate_series(1, 3)
+        """,
+    )
+    action = await begin(database, QUEUES, "discard", reason=None, by=Actor("ada", "operator"))
+    assert "stands still" not in await visitor.page()
+    await database.execute(
+        "UPDATE postroom.bulk_actions SET leased_until = now() - interval '1 min', done = 2"
+    )
+    page = await visitor.page()
+    assert "the discard of a whole group stands still at 2 of 3 dead letters: its process ended" in _words(
+        page
+    )
+    assert f"/dashboard/dead-letters/actions/{action}" in page
+    await stop_action(database, action, Actor("ada", "operator"))
+    assert "stands still" not in await visitor.page()
 
 
 async def test_limits_say_how_full_they_are(visitor: Visitor) -> None:

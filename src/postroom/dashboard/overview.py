@@ -20,6 +20,7 @@ from postroom.dashboard.site import TITLES, page, render, site_of
 from postroom.dashboard.verdict import House, judge
 from postroom.database.connect import Database
 from postroom.database.snapshots import read_snapshot_holders
+from postroom.queue.bulk import read_interrupted
 from postroom.queue.depths import Depths, read_depths
 from postroom.queue.status import read_limit_waits, read_limits
 from postroom.queue.times import MEASURES, Flow, QueueFlow, read_flow, read_last_minute
@@ -88,6 +89,7 @@ async def _live(room: Room) -> dict[str, Any]:
             alerts=len(alerts),
             snapshot=None if snapshot is None else str(snapshot),
             last_minute=last_minute,
+            interrupted=await read_interrupted(database),
         )
     )
     return {

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from postroom.dashboard.site import TITLES
+from postroom.queue.bulk import BulkAction
 from postroom.queue.depths import Depths
 from postroom.queue.pauses import Pause, no_way_out
 from postroom.queue.status import LimitStatus
@@ -70,6 +71,7 @@ class House:
         scheduler_missing: Jobs of postroom's scheduler are active, and nobody leads.
         alerts: How many are open.
         snapshot: Who holds an old one, in words.
+        interrupted: What is done to a whole group and stands still, since its process has ended.
         last_minute: Rows that were done, by queue.
     """
 
@@ -82,6 +84,7 @@ class House:
     alerts: int
     snapshot: str | None
     last_minute: dict[str, int]
+    interrupted: BulkAction | None = None
 
 
 def judge(house: House) -> Verdict:
@@ -159,6 +162,11 @@ def _attention(house: House) -> Iterator[Remark]:
         about = "about " if any(house.depths.dead_is_estimate(queue.name) for queue in QUEUES) else ""
         text = f"{about}{count_of(dead, 'dead letter')} {need} a person"
         yield Remark("attention", text, "/dead-letters", "Open")
+    if (action := house.interrupted) is not None:
+        what = "retry" if action.action == "retry" else "discard"
+        far = f"{action.done:,} of {count_of(action.total, 'dead letter')}"
+        text = f"the {what} of a whole group stands still at {far}: its process ended"
+        yield Remark("attention", text, f"/dead-letters/actions/{action.id}", "Go on, or stop it")
     if house.scheduler_missing:
         text = "no scheduler runs: `postroom up` or `postroom scheduler` starts one"
         yield Remark("attention", text, "/cron", "Its jobs")

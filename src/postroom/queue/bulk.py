@@ -209,6 +209,19 @@ async def read_actions(database: Database, limit: int) -> list[BulkAction]:
     return [BulkAction(**row) for row in rows]
 
 
+async def read_interrupted(database: Database) -> BulkAction | None:
+    """The newest action that nobody has worked on for a while, and that is neither done nor stopped."""
+    rows = await database.fetch(
+        f"""
+        {_READ}
+        WHERE action.ended_at IS NULL AND action.leased_until < clock_timestamp() - interval '5 seconds'
+        ORDER BY action.begun_at DESC
+        LIMIT 1
+        """
+    )
+    return BulkAction(**rows[0]) if rows else None
+
+
 _READ = """
     SELECT
         action.id, action.action, action.queue, action.reason, action.note, action.begun_by, action.begun_at,
