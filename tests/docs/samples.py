@@ -31,7 +31,7 @@ _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>[a-z]+)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_FILE = re.compile(r"(?:#|//|--|;) (?P<name>(?:[\w.-]+/)*[\w-]+\.\w+)(?P<further>, further down)?$")
+_FILE = re.compile(r"(?:#|//|--|;) (?P<name>(?:[\w.-]+/)*[\w.-]+\.\w+)(?P<further>, further down)?$")
 _STAYS = re.compile(
     r"(?:\w+=\S+ )*(?P<program>postroom (?:up|serve|worker|scheduler)|"
     r"python manage\.py runserver|uvicorn|node shop\.mjs)\b"
@@ -96,7 +96,7 @@ class Reader:
         self._instead = instead
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings}
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
-        self._outputs = 0
+        self._logs: dict[str, Path] = {}
 
     def take(self, folder: Path) -> None:
         """Have the files of a folder beside the page."""
@@ -165,12 +165,19 @@ class Reader:
             while not _is_said(done.stdout, command.expected) and time.monotonic() < ends:
                 done = self._done(command.text)
         assert done.returncode == command.code or command.text in _MAY_FAIL, (
-            f"{where}: $ {command.text}\nit ended with exit {done.returncode}:\n{done.stdout}"
+            f"{where}: $ {command.text}\nit ended with exit {done.returncode}:\n{done.stdout}{self._beside()}"
         )
         assert _is_said(done.stdout, command.expected), (
             f"{where}: $ {command.text}\nthe page says:\n{command.expected}\nit printed:\n{done.stdout}"
+            f"{self._beside()}"
         )
         self._remember_exports()
+
+    def _beside(self) -> str:
+        """The ends of the logs of what stays."""
+        return "".join(
+            f"\n{self._logs[one]}:\n{self._logs[one].read_text()[-1500:]}" for one in self._staying
+        )
 
     def _done(self, command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -188,9 +195,9 @@ class Reader:
     def _stay(self, program: str, command: Command, where: str) -> None:
         if program in self._staying:
             self._end(program)
-        self._outputs += 1
-        output = self._folder / f".output-{self._outputs}"
-        with output.open("wb") as file, output.with_suffix(".log").open("wb") as log:
+        output = self._folder / f".{program.replace(' ', '-')}"
+        self._logs[program] = output.with_suffix(".log")
+        with output.open("wb") as file, self._logs[program].open("wb") as log:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec env {command.text}"],
                 cwd=self._folder,
@@ -203,10 +210,8 @@ class Reader:
         self._staying[program] = process
 
         def stands() -> bool:
-            assert process.poll() is None, (
-                f"{where}: $ {command.text}\n{output.with_suffix('.log').read_text()[-2000:]}"
-            )
-            is_up = program != "uvicorn" or "Uvicorn running" in output.with_suffix(".log").read_text()
+            assert process.poll() is None, f"{where}: $ {command.text}\nit has ended{self._beside()}"
+            is_up = program != "uvicorn" or "Uvicorn running" in self._logs[program].read_text()
             return is_up and _is_said(output.read_text(), command.expected)
 
         until_now(stands)

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from postroom.cli.main import app
+from postroom.webhooks.schemes import SCHEMES
 from tests.docs.samples import samples_of
 from tests.docs.test_samples import PAGES, ROOT
 
@@ -68,6 +69,19 @@ def _resolved(words: list[str]) -> tuple[Any, list[str]]:
         assert words[0] in command.commands, f"{command.name} has no {words[0]}"
         command, words = command.commands[words[0]], words[1:]
     return command, words
+
+
+def test_each_link_of_a_page_outside_the_site_leads_somewhere() -> None:
+    """`make docs` looks at those of docs/."""
+    for page in (*ROOT.glob("*.md"), *(ROOT / "examples").glob("*/*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{_name(page)}: {link}"
+
+
+def test_pages_say_how_many_schemes_there_are() -> None:
+    """As the code has them; the page on webhooks names each."""
+    for page, words in (("README.md", "schemes"), ("docs/tutorial.md", "kinds of providers")):
+        assert f" {len(SCHEMES)} {words}" in (ROOT / page).read_text()
 
 
 def test_each_variable_that_a_page_names_is_a_setting() -> None:
