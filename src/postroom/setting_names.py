@@ -54,7 +54,7 @@ POLICY = {
     "retention.dead_letter": "Dead letters older than this are deleted.",
     "retention.failed": "Dead letters that a person discarded, longer ago than this, are deleted.",
     "retention.cron": "Runs of jobs older than this are deleted.",
-    "retention.body": "Html and payload of what was done longer ago than this are emptied; the row stays.",
+    "retention.body": "Html, attachments and payload of what was done longer ago are emptied; the row stays.",
     "retention.stats": "Figures by minute older than this are deleted.",
     "retention.audit": "Entries of the audit trail older than this are deleted.",
     "cron.process-email-queue": "When the job runs that delivers what is due where no worker does.",

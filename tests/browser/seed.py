@@ -196,6 +196,10 @@ def _waiting(db: Any) -> UUID:
         email_type="invoice", status="pending", waits_for="backoff", attempts=3, error_count=3,
         created_at=_ago(340), due_at=_ago(-290), next_retry_at=_ago(-290),
         last_error="451 4.7.1 Greylisted, try again later",
+        attachments=[
+            {"filename": "invoice 4711.pdf", "content": "JVBERi0xLjc="},
+            {"filename": f"{'a-name-without-end-' * 8}.csv", "content": "MSwyCg=="},
+        ],
         attempt_log=[
             _attempt(db, ago_s, "temporary", "451 4.7.1 Greylisted, try again later", ms)
             for ago_s, ms in ((339, 120), (337, 95), (331, 31_000))

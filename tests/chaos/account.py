@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from tests.chaos.files import digest_of, file_of, received_digest
 from tests.chaos.house import House
 from tests.chaos.promises import Promises
 from tests.chaos.sink import Copy, Received
@@ -114,6 +115,7 @@ class Account:
             "mails committed": len(promises.committed),
             **{f"= {end}": ends[end] for end in ("delivered", "dead letters that did not go out", "queued")},
             **{f"dead letters, {reason}": count for reason, count in sorted(dead.items())},
+            "mails with a file": len(promises.with_files),
             "mails of unknown commit": len(promises.unknown),
             "mails rolled back": len(promises.rolled_back),
             "doubled, each with an open end": len(doubled) - len(unexplained),
@@ -122,6 +124,11 @@ class Account:
             "lost mails": lost,
             "doubled mails without an open end": unexplained,
             "doubled mails with other bytes": altered,
+            "mails with other files than they were given": [
+                copy.token
+                for copy in copies
+                if copy.file != digest_of(file_of(copy.token) if copy.token in promises.with_files else None)
+            ],
             "doubled mails although such are parked": [
                 f"{made[0].token} went out {len(made)} times" for made in doubled.values() if parks
             ],
@@ -244,4 +251,6 @@ def _read_file(path: Path) -> Copy:
     message = BytesHeaderParser().parsebytes(content)
     token, message_id, to = (str(message[name]) for name in ("Subject", "Message-ID", "To"))
     at = path.stat().st_mtime
-    return Copy(token, message_id, hashlib.sha256(content).hexdigest(), at, at, True, to)
+    return Copy(
+        token, message_id, hashlib.sha256(content).hexdigest(), at, at, True, to, received_digest(content)
+    )

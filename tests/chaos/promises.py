@@ -17,6 +17,7 @@ class Promises:
         unknown: Mails whose commit had no answer and was not repeated: they may be there or not.
         answered: Events that were answered 200.
         offered: Events that were posted at all, and the SHA-256 of their bytes.
+        with_files: Mails that were given a file, where their door takes some.
         broken: What was told and cannot be, such as two ids for one key; and calls that were told nothing.
         counts: Of what the traffic did, by kind.
     """
@@ -26,6 +27,7 @@ class Promises:
     unknown: set[str] = field(default_factory=set)
     answered: set[str] = field(default_factory=set)
     offered: dict[str, str] = field(default_factory=dict)
+    with_files: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 

@@ -25,6 +25,7 @@ from typing import IO
 
 import orjson
 
+from tests.chaos.files import received_digest
 from tests.support.postgres import free_port
 from tests.support.waiting import until_now
 
@@ -50,6 +51,7 @@ class Copy:
     taken: float
     answered: bool
     to: str
+    file: str
 
 
 @dataclass
@@ -236,6 +238,7 @@ class _Server:
                 "taken": time.time(),
                 "answered": answered,
                 "to": to,
+                "file": received_digest(content),
             }
         )
 

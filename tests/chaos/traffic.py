@@ -14,10 +14,12 @@ from uuid import uuid4
 
 import aiohttp
 import asyncpg
+import orjson
 import psycopg
 
 from postroom import DatabaseUnavailable, Room
 from postroom.testing import signed
+from tests.chaos.files import file_of, row_of
 from tests.chaos.house import SERVICE_KEY, STRIPE_SECRET, House
 from tests.chaos.promises import Promises
 
@@ -127,9 +129,12 @@ class Traffic:
         async def attempt() -> None:
             async with self._connection() as db, _Failing(db.transaction(), fails):
                 await db.executemany(
-                    "INSERT INTO email_queue (id, to_email, subject, html) VALUES ($1, $2, $3, $4)"
-                    " ON CONFLICT (id) DO NOTHING",
-                    [(mail_id, to, token, f"<p>{token}</p>") for mail_id, token, to in mails],
+                    "INSERT INTO email_queue (id, to_email, subject, html, attachments) "
+                    "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO NOTHING",
+                    [
+                        (mail_id, to, token, f"<p>{token}</p>", self._file_row(token))
+                        for mail_id, token, to in mails
+                    ],
                 )
 
         if fails:
@@ -207,9 +212,17 @@ class Traffic:
         """Room.send in a transaction of its own."""
         token, to = self._mail()
 
+        file = file_of(token)
+        if file is not None:
+            self._promises.with_files.add(token)
+
         async def attempt() -> None:
             email_id = await self._room.send(
-                to=to, subject=token, html=f"<p>{token}</p>", idempotency_key=token
+                to=to,
+                subject=token,
+                html=f"<p>{token}</p>",
+                idempotency_key=token,
+                attachments=None if file is None else [file],
             )
             self._promises.commit(token, str(email_id))
 
@@ -224,7 +237,10 @@ class Traffic:
             "subject": token,
             "html": f"<p>{token}</p>",
             "use_queue": not at_once,
+            "attachments": row_of(token),
         }
+        if body["attachments"] is not None:
+            self._promises.with_files.add(token)
 
         async def attempt() -> None:
             url = f"{random.choice(self._house.door_urls)}/functions/v1/send-email"
@@ -291,6 +307,13 @@ class Traffic:
             random.randrange(self._house.scenario.hot_recipients) if hot else 1_000 + random.randrange(500)
         )
         return f"m{self._mails:07d}", f"u{number}@example.com"
+
+    def _file_row(self, token: str) -> str | None:
+        files = row_of(token)
+        if files is None:
+            return None
+        self._promises.with_files.add(token)
+        return orjson.dumps(files).decode()
 
     async def _once(self, attempt: Call) -> None:
         with suppress(RollBack, *_LOST):
