@@ -1,4 +1,4 @@
-"""What pages name is there: each page's samples are followed, each command and variable exists."""
+"""What pages name is there: commands with their options, variables, links."""
 
 from __future__ import annotations
 
@@ -11,45 +11,19 @@ import typer
 
 from postroom.cli.main import app
 from postroom.webhooks.schemes import SCHEMES
-from tests.docs.samples import samples_of
-from tests.docs.test_samples import PAGES, ROOT
-
-EVERY_PAGE = sorted(
-    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README*.md")]
-)
-NOT_FOLLOWED = {
-    "docs/decisions": "records of what was measured when it was decided",
-    "docs/reference": "made from the code; tests/docs/test_reference.py",
-    "docs/performance.md": "figures of `make bench`",
-    "docs/promises.md": "figures of `make chaos`; tests/test_promises.py",
-}
-"""Pages and folders with blocks that no reader types, and why."""
+from tests.docs.test_samples import EVERY_PAGE, NOT_FOLLOWED, ROOT, name_of
 
 _COMMAND = re.compile(
     r"(?<!`)`(?:manage\.py )?postroom ([^`]+)`(?!`)|^\$ (?:\w+=\S+ )*postroom (.+)$", re.MULTILINE
 )
 
 
-def _name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=_name)
-def test_a_page_with_samples_is_followed(page: Path) -> None:
-    """Or it is named here with the reason, so that no new page is forgotten."""
-    named = any(_name(page).startswith(left_out) for left_out in NOT_FOLLOWED)
-    runs = any(not sample.skipped for sample in samples_of(page))
-    if "```" in page.read_text():
-        assert (page in PAGES) != named
-    assert page not in PAGES or runs
-
-
-def test_what_is_not_followed_is_there() -> None:
-    """A page that was taken out leaves no reason behind."""
+def test_each_page_that_is_not_followed_is_there() -> None:
+    """One that was taken out leaves no reason behind."""
     assert {name for name in NOT_FOLLOWED if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=_name)
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
 def test_each_command_that_a_page_names_is_there(page: Path) -> None:
     """Also those within a sentence, with the options that they are named with."""
     for words in _COMMAND.findall(page.read_text()):
@@ -75,7 +49,7 @@ def test_each_link_of_a_page_outside_the_site_leads_somewhere() -> None:
     """`make docs` looks at those of docs/."""
     for page in (*ROOT.glob("*.md"), *(ROOT / "examples").glob("*/*.md")):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{_name(page)}: {link}"
+            assert (page.parent / link).exists(), f"{name_of(page)}: {link}"
 
 
 def test_pages_say_how_many_schemes_there_are() -> None:

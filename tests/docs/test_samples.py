@@ -27,17 +27,28 @@ from tests.support.postgres import PostgresServer, free_port
 from tests.support.stripe_api import KEY, stripe_server
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-PAGES = [
+NOT_FOLLOWED = {
+    "docs/decisions": "records of what was measured when it was decided",
+    "docs/reference": "made from the code; tests/docs/test_reference.py",
+    "docs/performance.md": "figures of `make bench`",
+    "docs/promises.md": "figures of `make chaos`; tests/test_promises.py",
+}
+"""Pages and folders with blocks that no reader types, and why; every other page is followed."""
+
+
+def name_of(page: Path) -> str:
+    """A page as it is named here."""
+    return str(page.relative_to(ROOT))
+
+
+EVERY_PAGE = [
     ROOT / "README.md",
-    *sorted([DOCS / "tutorial.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("explanation/*.md")]),
-    DOCS / "webhooks.md",
-    DOCS / "index.md",
-    DOCS / "dashboard.md",
-    DOCS / "operations.md",
-    DOCS / "metrics.md",
-    DOCS / "log-events.md",
-    ROOT / "examples/supabase/README.md",
+    *sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README*.md")]),
+]
+PAGES = [
+    page
+    for page in EVERY_PAGE
+    if "```" in page.read_text() and not name_of(page).startswith(tuple(NOT_FOLLOWED))
 ]
 OWN_DATABASE = {"README.md", "docs/tutorial.md", "docs/how-to/django.md"}
 """Pages that name a database themselves, or have the embedded one."""
@@ -78,12 +89,8 @@ async def resend_api() -> AsyncIterator[str]:
         await api.close()
 
 
-def _name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 @pytest.mark.timeout(300)  # thirty programs, one after the other
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 async def test_a_page_can_be_followed(
     page: Path, data_dir: Path, empty_database_url: str, postgres_server: PostgresServer
 ) -> None:
@@ -93,20 +100,20 @@ async def test_a_page_can_be_followed(
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
-    if _name(page) not in OWN_DATABASE:
+    if name_of(page) not in OWN_DATABASE:
         settings["POSTROOM_DATABASE_URL"] = empty_database_url
-    if _name(page) in IN_THEIR_FOLDER:
+    if name_of(page) in IN_THEIR_FOLDER:
         tools = node_tools()
         settings["PATH"] = f"{tools.node.parent}:{settings['PATH']}"
         (data_dir.parent / "node_modules").symlink_to(tools.modules)
-    if _name(page) in AT_WORK:
+    if name_of(page) in AT_WORK:
         await migrate(empty_database_url)
     needs_pooler = POOLER in page.read_text()
     pooler = running_pgbouncer(postgres_server) if needs_pooler else nullcontext(0)
     with pooler as pooler_port:
         async with others(empty_database_url, pooler_port, settings) as instead:
             reader = Reader(data_dir.parent, settings, instead)
-            if _name(page) in IN_THEIR_FOLDER:
+            if name_of(page) in IN_THEIR_FOLDER:
                 reader.take(page.parent)
             await asyncio.to_thread(reader.follow, page)
 
@@ -149,7 +156,7 @@ def _libpq(url: str) -> str:
     return f"PGHOST={parts.hostname} PGPORT={parts.port} PGUSER={parts.username} PGDATABASE={parts.path[1:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     """A block without a language would be left out without a word."""
     assert len(samples_of(page)) == len(re.findall(r"^ *```\w*$", page.read_text(), re.MULTILINE)) / 2
