@@ -13,6 +13,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
@@ -36,8 +37,11 @@ BATCHES = [50] * CALLS + [500]
 DAY = Amounts(history=60_000, future=20_000)
 YEARS = Amounts(history=1_000_000, future=300_000)
 
+AS_LOADED = "of its first hour"
+"""What is known of the queue when little more than its due rows were there; a load leaves these."""
+
 STATISTICS: dict[str, LiteralString] = {
-    "of its first hour": "SELECT",
+    AS_LOADED: "SELECT",
     "of an empty table": """
         DELETE FROM pg_statistic WHERE starelid >= 16384;
         UPDATE pg_class SET reltuples = 0, relpages = 0 WHERE oid >= 16384 AND relkind IN ('r', 'i');
@@ -80,64 +84,111 @@ ON_15_AND_18 = [pytest.param("postgres_server", id="18"), pytest.param("debian15
         pytest.param(("debian15_server", YEARS), id="15-million", marks=pytest.mark.chaos),
     ],
 )
-def loaded_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     """A database with full queues; what tests do in it they roll back."""
     fixture, amounts = request.param
-    with _loaded(request.getfixturevalue(fixture), amounts) as url:
-        yield url
+    with _loaded(Loaded(request.getfixturevalue(fixture), amounts)) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="module", params=ON_15_AND_18)
-def unplanned_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def unplanned(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     """The same where no e-mail waits for a limit."""
-    with _loaded(request.getfixturevalue(request.param), DAY) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("SET session_replication_role = replica")
-            connection.execute("UPDATE email_queue SET planned_under = NULL WHERE planned_under IS NOT NULL")
-            connection.execute("VACUUM email_queue")
-        yield url
+    with _loaded(Loaded(request.getfixturevalue(request.param), DAY, plans=False)) as loaded:
+        yield loaded
 
 
-@contextmanager
-def _loaded(server: PostgresServer, amounts: Amounts) -> Iterator[str]:
-    name = server.create_database()
-    url = server.url_of(name)
-    asyncio.run(migrate(url))
-    with psycopg.connect(url) as connection:
-        connection.execute(
-            """
-            SELECT
-                postroom.set_setting('email.limit.global', '1000000/60s'),
-                postroom.set_setting('email.limit.recipient', %(limit)s),
-                postroom.register_worker(%(worker)s, 'email', 'h', 1, 'v', true, false, '{}')
-            """,
-            {"worker": WORKER, "limit": RECIPIENT_LIMIT},
-        )
-    load(url, amounts)
-    yield url
-    server.drop_database(name)
+@pytest.fixture(scope="module", params=STATISTICS)
+def statistics(request: pytest.FixtureRequest) -> str:
+    """What PostgreSQL knows of the tables; all tests of one kind of knowledge follow each other."""
+    return str(request.param)
 
 
-@pytest.fixture(params=STATISTICS)
-def reader(loaded_url: str, request: pytest.FixtureRequest) -> Iterator[Reader]:
-    """A session that explains what runs in it, on a database with the statistics named."""
-    with _reading(loaded_url, request.param) as reader:
+@pytest.fixture
+def reader(loaded: Loaded, statistics: str) -> Iterator[Reader]:
+    """A session that explains what runs in it, on a database with these statistics."""
+    with loaded.read(statistics) as reader:
         yield reader
 
 
-@pytest.fixture(params=STATISTICS)
-def unplanned_reader(unplanned_url: str, request: pytest.FixtureRequest) -> Iterator[Reader]:
+@pytest.fixture
+def unplanned_reader(unplanned: Loaded, statistics: str) -> Iterator[Reader]:
     """The same where no e-mail waits for a limit."""
-    with _reading(unplanned_url, request.param) as reader:
+    with unplanned.read(statistics) as reader:
         yield reader
 
 
+@dataclass
+class Loaded:
+    """
+    A database with full queues.
+
+    Attributes:
+        plans: Whether e-mails wait for a limit.
+        statistics: Those that it has now.
+    """
+
+    server: PostgresServer
+    amounts: Amounts
+    plans: bool = True
+    name: str = ""
+    statistics: str = ""
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    @contextmanager
+    def read(self, statistics: str) -> Iterator[Reader]:
+        """A session that explains, with these statistics."""
+        if statistics != self.statistics:
+            self._know(statistics)
+        with psycopg.connect(self.url) as connection:
+            yield Reader(connection)
+
+    def _know(self, statistics: str) -> None:
+        if statistics == AS_LOADED:  # nothing but another load leads back to them
+            self.drop()
+            self.load()
+            return
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(STATISTICS[statistics])
+        self.statistics = statistics
+
+    def load(self) -> None:
+        """Make and fill it."""
+        self.name = self.server.create_database()
+        asyncio.run(migrate(self.url))
+        with psycopg.connect(self.url) as connection:
+            connection.execute(
+                """
+                SELECT
+                    postroom.set_setting('email.limit.global', '1000000/60s'),
+                    postroom.set_setting('email.limit.recipient', %(limit)s),
+                    postroom.register_worker(%(worker)s, 'email', 'h', 1, 'v', true, false, '{}')
+                """,
+                {"worker": WORKER, "limit": RECIPIENT_LIMIT},
+            )
+        load(self.url, self.amounts)
+        self.statistics = AS_LOADED
+        if not self.plans:
+            with psycopg.connect(self.url, autocommit=True) as connection:
+                connection.execute("SET session_replication_role = replica")
+                connection.execute(
+                    "UPDATE email_queue SET planned_under = NULL WHERE planned_under IS NOT NULL"
+                )
+                connection.execute("VACUUM email_queue")
+
+    def drop(self) -> None:
+        """Remove it."""
+        self.server.drop_database(self.name)
+
+
 @contextmanager
-def _reading(url: str, statistics: str) -> Iterator[Reader]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(STATISTICS[statistics])
-    with psycopg.connect(url) as connection:
-        yield Reader(connection)
+def _loaded(loaded: Loaded) -> Iterator[Loaded]:
+    loaded.load()
+    yield loaded
+    loaded.drop()
 
 
 def assert_in_proportion(reading: Reading, table: str, batch: int, what: str) -> None:
@@ -367,9 +418,9 @@ def _swept(url: str, table: LiteralString) -> Iterator[None]:
         )
 
 
-def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader, loaded_url: str) -> None:
+def test_a_lane_in_which_thousands_wait_is_looked_up_once(reader: Reader, loaded: Loaded) -> None:
     """Behind its first event, which waits for a retry: a claim passes over the others and asks once."""
-    with _swept(loaded_url, "webhook_retry_queue"):
+    with _swept(loaded.url, "webhook_retry_queue"):
         _look_up_a_busy_lane(reader)
 
 
