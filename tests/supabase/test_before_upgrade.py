@@ -157,18 +157,82 @@ async def test_rows_of_which_nobody_knows_whether_they_are_done_stop_the_upgrade
         await migrate(project.url)
 
 
-async def test_another_word_for_what_waits_stops_the_upgrade(new_server: PostgresServer) -> None:
-    """A default of 'queued' would leave whatever is queued without a status where it is, for ever."""
+EMAILS = """
+    CREATE TABLE email_queue (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(), to_email text NOT NULL, subject text NOT NULL,
+        html text NOT NULL, {}
+    )
+"""
+REFUSED = {
+    "status text DEFAULT 'queued'": (
+        "email_queue.status has the default 'queued', and what is to be sent is called 'pending'"
+    ),
+    "priority integer DEFAULT 3": "email_queue.priority is integer, not integer NOT NULL",
+    "lease_no text": "email_queue.lease_no is text, not bigint NOT NULL",
+    "text text GENERATED ALWAYS AS (html) STORED": "email_queue.text is generated, not text",
+    "due_at timestamptz": "email_queue has a column due_at of its own, a name that postroom needs",
+}
+REFUSED_TABLES = {
+    "CREATE VIEW email_queue AS SELECT 1 AS id": "email_queue is a view, not a plain table",
+    "CREATE TABLE webhook_retry_queue (id uuid) PARTITION BY HASH (id)": (
+        "webhook_retry_queue is a partitioned table, not a plain table"
+    ),
+    EMAILS.replace("TABLE", "UNLOGGED TABLE").format("status text"): (
+        "email_queue is unlogged: a crash of the server would empty it"
+    ),
+    "CREATE TABLE rate_limit_counters (key text, window_end timestamptz, PRIMARY KEY (key, window_end))": (
+        "rate_limit_counters.key is not unique by itself, and postroom keeps one row a key"
+    ),
+    "CREATE TYPE state AS ENUM ('pending', 'sent');" + EMAILS.format("status state DEFAULT 'pending'"): (
+        "email_queue.status is public.state, not text"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [*[(EMAILS.format(column), said) for column, said in REFUSED.items()], *REFUSED_TABLES.items()],
+)
+async def test_tables_that_mean_something_else_stop_the_upgrade(
+    new_server: PostgresServer, tables: str, sentence: str
+) -> None:
+    """They were taken over half or wrongly: rows that no worker finds, calls that fail. It is said before."""
+    with supabase_project(new_server) as project:
+        project.execute(tables)
+        (refused,) = [one for one in await look_before_upgrade(project.url) if one.level == "problem"]
+        assert (refused.check, refused.found) == ("refused", sentence)
+        assert refused.advice
+        with pytest.raises(MigrationFailed, match=re.escape(sentence)):
+            await migrate(project.url)
+        assert project.execute("SELECT to_regnamespace('postroom') AS house") == [{"house": None}]
+
+
+async def test_a_check_that_refuses_what_postroom_writes_is_replaced(new_server: PostgresServer) -> None:
+    """As one that refuses a status: five attempts at most, though six are the default now. Others stay."""
     with supabase_project(new_server) as project:
         project.execute(
-            "CREATE TABLE email_queue (id uuid PRIMARY KEY, to_email text NOT NULL, subject text NOT NULL, "
-            "html text NOT NULL, status text DEFAULT 'queued')"
+            EMAILS.format(
+                "status text DEFAULT 'pending', attempts int DEFAULT 0, "
+                "max_attempts int DEFAULT 5 CONSTRAINT few CHECK (max_attempts BETWEEN 1 AND 5), "
+                "CONSTRAINT short CHECK (length(subject) < 500), "
+                "CONSTRAINT sane CHECK (attempts <= max_attempts)"
+            )
         )
-        sentence = "email_queue.status has the default 'queued', and what is to be sent is called 'pending'"
-        with pytest.raises(MigrationFailed, match=sentence):
-            await migrate(project.url)
-        project.execute("ALTER TABLE email_queue ALTER COLUMN status SET DEFAULT 'pending'")
-        await migrate(project.url)
+        lines: list[str] = []
+        await migrate(project.url, report=lines.append)
+        replaced = "constraint few on public.email_queue refuses what postroom writes: dropped"
+        assert [line for line in lines if "refuses what" in line] == [
+            f"{replaced}, kept in postroom.replaced_objects"
+        ]
+        project.execute("SELECT enqueue_email('a@example.com', 's', 'h')")
+        project.execute(
+            "INSERT INTO email_queue (to_email, subject, html) VALUES ('b@example.com', 's', 'h')"
+        )
+        kept = project.execute("SELECT conname::text FROM pg_constraint WHERE contype = 'c' ORDER BY 1")
+        assert [row["conname"] for row in kept if row["conname"] in ("few", "sane", "short")] == [
+            "sane",
+            "short",
+        ]
 
 
 STRICT = """
@@ -192,6 +256,7 @@ CREATE TABLE webhook_retry_queue (
     webhook_event_id text NOT NULL,
     payload          jsonb NOT NULL,
     headers          jsonb NOT NULL DEFAULT '{}',
+    event_type       text NOT NULL,
     next_retry_at    timestamptz NOT NULL DEFAULT now(),
     tenant           uuid NOT NULL
 );
@@ -224,6 +289,7 @@ async def test_columns_that_may_not_be_null_refuse_nothing_of_ours(
             "email_queue.email_type",
             "webhook_retry_queue.webhook_event_id",
             "webhook_retry_queue.headers",
+            "webhook_retry_queue.event_type",
             "webhook_retry_queue.next_retry_at",
         ]
         (left,) = [line for line in said if "is dropped" not in line]
@@ -233,8 +299,11 @@ async def test_columns_that_may_not_be_null_refuse_nothing_of_ours(
         lines: list[str] = []
         await migrate(project.url, report=lines.append)
         told = re.findall(r"NOT NULL of column (\w+) on public\.(\w+) dropped", "\n".join(lines))
-        assert [f"{table}.{column}" for column, table in told] == dropped
-        assert any("column tenant of public.webhook_retry_queue may not be NULL" in line for line in lines)
+        assert sorted(f"{table}.{column}" for column, table in told) == sorted(dropped)
+        (left,) = [line for line in lines if "may not be NULL" in line]
+        assert left.startswith(
+            "column tenant of public.webhook_retry_queue may not be NULL and has no default"
+        )
 
         project.execute("SELECT enqueue_email('a@example.com', 's', 'h')")
         project.execute(

@@ -37,16 +37,44 @@ FUNCTIONS = {
 """The functions that migrate replaces, whatever their arguments, and the arguments that they have then."""
 
 _STATE = ("status", "attempts", "max_attempts", "error_count", "metadata", "created_at", "updated_at")
+_COUNTED = ("priority", "crashes", "lease_no")
 _ENDS = ("headers", "next_retry_at", "last_error", "failed_at")
+_OURS = ("leased_by", "waits_for", "planned_under", "dead_reason", "attempt_log", "wanted_at", "due_at")
 MAY_BE_NULL = {
-    "email_queue": (*_ENDS, "from_email", "reply_to", "email_type", "sent_at", "text", "idempotency_key"),
-    "webhook_retry_queue": (*_ENDS, "webhook_event_id", "last_error_at", "processed_at"),
+    "email_queue": (
+        *_ENDS,
+        *_OURS,
+        "from_email",
+        "reply_to",
+        "email_type",
+        "sent_at",
+        "text",
+        "idempotency_key",
+    ),
+    "webhook_retry_queue": (
+        *_ENDS,
+        *_OURS,
+        "webhook_event_id",
+        "last_error_at",
+        "processed_at",
+        "event_type",
+        "lane",
+        "lane_place",
+    ),
 }
 ALWAYS_WRITTEN = {
-    "email_queue": (*_STATE, "to_email", "subject", "html"),
-    "webhook_retry_queue": (*_STATE, "webhook_type", "payload"),
+    "email_queue": (*_STATE, *_COUNTED, "to_email", "subject", "html"),
+    "webhook_retry_queue": (
+        *_STATE,
+        *_COUNTED,
+        "handlers_done",
+        "handlers_stopped",
+        "lane_holds",
+        "webhook_type",
+        "payload",
+    ),
 }
-"""As migrations 0024 and 0025 have them; a test compares what is said here with what they do."""
+"""As migrations 0024 to 0027 have them; a test compares what is said here with what they do."""
 
 STALE_DAYS = 7
 LEASED_MINUTES = 15
@@ -156,12 +184,12 @@ async def _look_at_rows(connection: asyncpg.Connection, queue: str) -> list[Find
             count(*) FILTER (WHERE NOT waits AND NOT is_held) AS other
         FROM (
             SELECT
-                queued.status = 'pending' AS waits,
-                queued.status = 'processing' AS is_held,
+                queued.status::text = 'pending' AS waits,
+                queued.status::text = 'processing' AS is_held,
                 COALESCE(clock_timestamp() - {due}, interval '0') AS age,
                 clock_timestamp() - GREATEST({times("created_at", "updated_at", "next_retry_at")}) AS seen
             FROM {queue} AS queued
-            WHERE queued.status NOT IN ('sent', 'processed', 'failed', 'dead_letter')
+            WHERE queued.status::text NOT IN ('sent', 'processed', 'failed', 'dead_letter')
         ) AS live
         """,  # noqa: S608 - names of ours
         timedelta(days=STALE_DAYS),
@@ -269,7 +297,7 @@ async def _look_at_duplicates(connection: asyncpg.Connection, queue: str) -> lis
             FROM (
                 SELECT ROW({key}) AS key
                 FROM {queue} AS queued
-                WHERE queued.status IN ('pending', 'processing')
+                WHERE queued.status::text IN ('pending', 'processing')
             ) AS live
             WHERE live.key IS NOT NULL
             GROUP BY live.key

@@ -91,6 +91,28 @@ BEGIN
     END IF;
 
     SELECT string_agg(
+        format('%s is %s, not a plain table', class.relname, CASE class.relkind
+            WHEN 'p' THEN 'a partitioned table' WHEN 'v' THEN 'a view' WHEN 'm' THEN 'a materialized view'
+            WHEN 'f' THEN 'a foreign table' ELSE 'something else'
+        END),
+        '; ' ORDER BY class.relname
+    )
+    INTO v_problem
+    FROM pg_catalog.pg_class AS class
+    WHERE class.oid IN (
+            pg_catalog.to_regclass('public.email_queue'), pg_catalog.to_regclass('public.webhook_retry_queue'),
+            pg_catalog.to_regclass('public.rate_limit_counters')
+        )
+        AND class.relkind <> 'r';
+
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'wrong_object_type',
+            MESSAGE = v_problem,
+            HINT = 'Rename it, and postroom makes a table of its own; then migrate again. Nothing was changed.';
+    END IF;
+
+    SELECT string_agg(
         format('%I.%I is %s, not %s', wrong.table_name, wrong.column_name, wrong.found, wrong.wanted),
         '; ' ORDER BY wrong.table_name, wrong.column_name
     )
@@ -99,28 +121,44 @@ BEGIN
         SELECT
             expected.table_name,
             listed.column_name,
-            expected.wanted,
-            COALESCE(pg_catalog.format_type(attribute.atttypid, NULL), 'missing') AS found
+            expected.wanted || CASE WHEN expected.has_value THEN ' NOT NULL' ELSE '' END AS wanted,
+            CASE
+                WHEN attribute.attnum IS NULL THEN 'missing'
+                WHEN attribute.attgenerated <> '' THEN 'generated'
+                ELSE pg_catalog.format_type(attribute.atttypid, NULL)
+                    || CASE WHEN expected.has_value AND attribute.attnotnull THEN ' NOT NULL' ELSE '' END
+            END AS found
         FROM (VALUES
-            ('email_queue', 'uuid', true, '{id}'::text[]),
-            ('email_queue', 'text', true, '{to_email,subject,html}'),
-            ('email_queue', 'text', false, '{from_email,reply_to,status,last_error,email_type,text,idempotency_key}'),
-            ('email_queue', 'integer', false, '{attempts,max_attempts,error_count,priority}'),
-            ('email_queue', 'jsonb', false, '{metadata,headers}'),
-            ('email_queue', 'timestamp with time zone', false,
-                '{next_retry_at,created_at,updated_at,sent_at,failed_at}'),
-            ('webhook_retry_queue', 'uuid', true, '{id}'),
-            ('webhook_retry_queue', 'text', true, '{webhook_type}'),
-            ('webhook_retry_queue', 'text', false, '{webhook_event_id,status,last_error}'),
-            ('webhook_retry_queue', 'integer', false, '{attempts,max_attempts,error_count,priority}'),
-            ('webhook_retry_queue', 'jsonb', true, '{payload}'),
-            ('webhook_retry_queue', 'jsonb', false, '{metadata,headers}'),
-            ('webhook_retry_queue', 'timestamp with time zone', false,
-                '{next_retry_at,last_error_at,created_at,updated_at,processed_at,failed_at}'),
-            ('rate_limit_counters', 'text', true, '{key}'),
-            ('rate_limit_counters', 'integer', false, '{count}'),
-            ('rate_limit_counters', 'timestamp with time zone', false, '{window_start,window_end,updated_at}')
-        ) AS expected (table_name, wanted, required, columns)
+            ('email_queue', 'uuid', true, false, '{id}'::text[]),
+            ('email_queue', 'text', true, false, '{to_email,subject,html}'),
+            ('email_queue', 'text', false, false,
+                '{from_email,reply_to,status,last_error,email_type,text,idempotency_key,waits_for,planned_under,dead_reason}'),
+            ('email_queue', 'integer', false, false, '{attempts,max_attempts,error_count}'),
+            ('email_queue', 'integer', false, true, '{priority,crashes}'),
+            ('email_queue', 'bigint', false, true, '{lease_no}'),
+            ('email_queue', 'uuid', false, false, '{leased_by}'),
+            ('email_queue', 'jsonb', false, false, '{metadata,headers,attempt_log}'),
+            ('email_queue', 'timestamp with time zone', false, false,
+                '{next_retry_at,created_at,updated_at,sent_at,failed_at,due_at,wanted_at}'),
+            ('webhook_retry_queue', 'uuid', true, false, '{id}'),
+            ('webhook_retry_queue', 'text', true, false, '{webhook_type}'),
+            ('webhook_retry_queue', 'text', false, false,
+                '{webhook_event_id,status,last_error,waits_for,dead_reason,event_type,lane}'),
+            ('webhook_retry_queue', 'integer', false, false, '{attempts,max_attempts,error_count}'),
+            ('webhook_retry_queue', 'integer', false, true, '{priority,crashes}'),
+            ('webhook_retry_queue', 'bigint', false, true, '{lease_no}'),
+            ('webhook_retry_queue', 'uuid', false, false, '{leased_by}'),
+            ('webhook_retry_queue', 'numeric', false, false, '{lane_place}'),
+            ('webhook_retry_queue', 'boolean', false, true, '{lane_holds}'),
+            ('webhook_retry_queue', 'text[]', false, true, '{handlers_done,handlers_stopped}'),
+            ('webhook_retry_queue', 'jsonb', true, false, '{payload}'),
+            ('webhook_retry_queue', 'jsonb', false, false, '{metadata,headers,attempt_log}'),
+            ('webhook_retry_queue', 'timestamp with time zone', false, false,
+                '{next_retry_at,last_error_at,created_at,updated_at,processed_at,failed_at,due_at}'),
+            ('rate_limit_counters', 'text', true, false, '{key}'),
+            ('rate_limit_counters', 'integer', false, false, '{count}'),
+            ('rate_limit_counters', 'timestamp with time zone', false, false, '{window_start,window_end,updated_at}')
+        ) AS expected (table_name, wanted, required, has_value, columns)
         CROSS JOIN LATERAL unnest(expected.columns) AS listed (column_name)
         LEFT JOIN pg_catalog.pg_attribute AS attribute
             ON attribute.attrelid = pg_catalog.to_regclass('public.' || expected.table_name)
@@ -135,8 +173,67 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'datatype_mismatch',
             MESSAGE = v_problem,
-            HINT = 'postroom never retypes a column: ALTER TABLE ... ALTER COLUMN ... TYPE (varchar to text rewrites no row), '
-                'then migrate again. Nothing was changed.';
+            HINT = CASE WHEN v_problem LIKE '% is missing,%'
+                THEN 'Rename your column or your table; then migrate again. Nothing was changed.'
+                WHEN v_problem LIKE '% NOT NULL' THEN 'Rename it; or where it means the same, fill it, and ALTER TABLE ... '
+                    'ALTER COLUMN ... SET DEFAULT 0, ALTER COLUMN ... SET NOT NULL; then migrate again. Nothing was changed.'
+                ELSE 'postroom never retypes a column: ALTER TABLE ... ALTER COLUMN ... TYPE (varchar to text rewrites no row), '
+                    'or rename it; then migrate again. Nothing was changed.'
+            END;
+    END IF;
+
+    SELECT string_agg(class.relname::text, ', ' ORDER BY class.relname)
+    INTO v_problem
+    FROM pg_catalog.pg_class AS class
+    WHERE class.oid IN (
+            pg_catalog.to_regclass('public.email_queue'), pg_catalog.to_regclass('public.webhook_retry_queue')
+        )
+        AND class.relpersistence = 'u';
+
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_table_definition',
+            MESSAGE = format('%s is unlogged: a crash of the server would empty it', v_problem),
+            HINT = 'ALTER TABLE ... SET LOGGED; then migrate again. Nothing was changed.';
+    END IF;
+
+    -- It says when a row may be taken; give_back() takes ours away. One that is there before us means something else.
+    SELECT string_agg(class.relname::text, ', ' ORDER BY class.relname)
+    INTO v_problem
+    FROM pg_catalog.pg_attribute AS attribute
+    JOIN pg_catalog.pg_class AS class ON class.oid = attribute.attrelid
+    WHERE attribute.attrelid IN (
+            pg_catalog.to_regclass('public.email_queue'), pg_catalog.to_regclass('public.webhook_retry_queue')
+        )
+        AND attribute.attname = 'due_at'
+        AND NOT attribute.attisdropped
+        AND pg_catalog.to_regnamespace('postroom') IS NULL;
+
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_column',
+            MESSAGE = format('%s has a column due_at of its own, a name that postroom needs', v_problem),
+            HINT = 'ALTER TABLE ... RENAME COLUMN due_at TO ...; then migrate again. Nothing was changed.';
+    END IF;
+
+    -- One row a key, found by it: whoever counts in windows of their own has several.
+    IF pg_catalog.to_regclass('public.rate_limit_counters') IS NOT NULL AND NOT EXISTS (
+        SELECT 1
+        FROM pg_catalog.pg_index AS index
+        JOIN pg_catalog.pg_attribute AS attribute
+            ON attribute.attrelid = index.indrelid AND attribute.attname = 'key'
+        WHERE index.indrelid = pg_catalog.to_regclass('public.rate_limit_counters')
+            AND index.indisunique
+            AND index.indisvalid
+            AND index.indpred IS NULL
+            AND index.indnkeyatts = 1
+            AND index.indkey[0] = attribute.attnum
+    ) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_table_definition',
+            MESSAGE = 'rate_limit_counters.key is not unique by itself, and postroom keeps one row a key',
+            HINT = 'ALTER TABLE rate_limit_counters RENAME TO rate_limit_counters_before (it holds the counts of the last '
+                'minutes); then migrate again. Nothing was changed.';
     END IF;
 
     FOREACH v_table IN ARRAY ARRAY['email_queue', 'webhook_retry_queue'] LOOP

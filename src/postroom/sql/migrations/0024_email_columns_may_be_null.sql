@@ -25,7 +25,10 @@ BEGIN
                 OR (
                     NOT att.atthasdef
                     AND att.attidentity = ''
-                    AND att.attname <> ALL ('{to_email,subject,html,status,attempts,max_attempts,error_count,metadata,created_at,updated_at}')
+                    AND att.attname <> ALL (
+                        '{to_email,subject,html,status,attempts,max_attempts,error_count,metadata,created_at,updated_at,'
+                        'leased_by,waits_for,planned_under,dead_reason,attempt_log,wanted_at,due_at,priority,crashes,lease_no}'
+                    )
                 )
             )
         ORDER BY att.attnum

@@ -25,7 +25,10 @@ BEGIN
                 OR (
                     NOT att.atthasdef
                     AND att.attidentity = ''
-                    AND att.attname <> ALL ('{webhook_type,payload,status,attempts,max_attempts,error_count,metadata,created_at,updated_at}')
+                    AND att.attname <> ALL (
+                        '{webhook_type,payload,status,attempts,max_attempts,error_count,metadata,created_at,updated_at,'
+                        'leased_by,waits_for,dead_reason,event_type,lane,lane_place,attempt_log,due_at,priority,crashes,lease_no,handlers_done,handlers_stopped,lane_holds}'
+                    )
                 )
             )
         ORDER BY att.attnum

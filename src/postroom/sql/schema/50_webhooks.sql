@@ -874,6 +874,7 @@ BEGIN
         SELECT asked.id FROM asked WHERE asked.event_id IS NULL
     ) AS fresh;
 
+    PERFORM set_config('postroom.stores', 'on', true); -- for postroom_note_seen
     INSERT INTO public.webhook_retry_queue (
         id, webhook_type, webhook_event_id, event_type, payload, headers, lane, lane_place, lane_holds, due_at
     )
@@ -892,6 +893,7 @@ BEGIN
     WHERE came.id = ANY (v_new)
     ORDER BY came.id
     ON CONFLICT (id) DO NOTHING;
+    PERFORM set_config('postroom.stores', '', true);
 
     INSERT INTO postroom.webhook_requests (id, method, target, headers, body)
     SELECT came.id, came.method, came.target, came.headers, came.body
@@ -941,13 +943,12 @@ BEGIN
 END;
 $$;
 
--- The door gives what it stores a type where it knows one, and has noted all of it. Ids that are longer than any
--- provider's fit in no index.
+-- What the door stores, it has noted. Ids that are longer than any provider's fit in no index.
 CREATE OR REPLACE TRIGGER postroom_note_seen
     AFTER INSERT ON public.webhook_retry_queue
     FOR EACH ROW
     WHEN (
-        NEW.event_type IS NULL
+        COALESCE(current_setting('postroom.stores', true), '') <> 'on'
         AND length(NEW.webhook_event_id) BETWEEN 1 AND 255
         AND length(NEW.webhook_type) <= 255
     )
