@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from time import time
 from urllib.parse import urlsplit
@@ -23,7 +25,7 @@ from tests.docs.samples import Reader, samples_of
 from tests.email.transports.servers.resend_api import ResendApi
 from tests.support.node import node_tools
 from tests.support.pgbouncer import running_pgbouncer
-from tests.support.postgres import PostgresServer, free_port
+from tests.support.postgres import PostgresServer
 from tests.support.stripe_api import KEY, stripe_server
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +98,7 @@ async def test_a_page_can_be_followed(
 ) -> None:
     """From its first sample to its last, in one folder."""
     settings = {
-        "POSTROOM_PORT": str(free_port()),
+        "POSTROOM_PORT": str(kept_port()),
         "POSTROOM_LOG": "json",
         "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
     }
@@ -123,7 +125,7 @@ async def others(
     database_url: str, pooler_port: int, settings: dict[str, str]
 ) -> AsyncIterator[dict[str, str]]:
     """Whom pages speak of: mail servers, providers, a pooler; what a page calls them, and where they are."""
-    port, hooks_port, database = settings["POSTROOM_PORT"], free_port(), database_url.rpartition("/")[2]
+    port, hooks_port, database = settings["POSTROOM_PORT"], kept_port(), database_url.rpartition("/")[2]
     async with (
         mail_server() as smtp,
         resend_api() as resend,
@@ -148,6 +150,15 @@ async def others(
             "postgresql://app:secret@db.example.com:5432/shop": database_url,
             "PGHOST=db.example.com PGUSER=app PGPASSWORD=secret PGDATABASE=shop": _libpq(database_url),
         }
+
+
+def kept_port() -> int:
+    """A loopback port that is free, and is given to no connection while a program starts anew."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _libpq(url: str) -> str:
