@@ -38,6 +38,8 @@ POINTS = {
     "begin.before": "Attempts want to begin, and their marks are not written.",
     "begin.after": "The marks are written, and no attempt has gone on.",
     "attempt.before": "A row was taken from the buffer, and nothing was done with it.",
+    "attachments.before": "An attempt has room for its mail's attachments, and they are not read.",
+    "attachments.after": "They are read, and nothing is rendered.",
     "attempt.after": "The other side has answered.",
     "attempt.ended": "The outcome is known, and nobody was told to write it down.",
     "settle.before": "Outcomes are about to be written down.",

@@ -114,6 +114,14 @@ def test_an_image_that_the_html_shows_stands_with_it(new_email: NewEmail) -> Non
     assert [each.get_filename() for each in beside] == ["unseen.png", "terms.pdf"]
 
 
+@pytest.mark.parametrize("html", ["cid:logo2", "cid:logo@shop", "cid:logo.png", "cid:LOGO", "logo"])
+def test_a_name_that_only_begins_so_shows_nothing(new_email: NewEmail, html: str) -> None:
+    """The file stands beside the body then, and is not hidden in it."""
+    given = documents(Attachment("logo.png", PNG, content_id="logo"))
+    message = parse(render(new_email(html=f'<img src="{html}">', attachments=given)))
+    assert [each.get_filename() for each in message.iter_attachments()] == ["logo.png"]
+
+
 def test_an_image_without_a_page_that_could_show_it_is_an_attachment(new_email: NewEmail) -> None:
     """Text alone shows nothing, whatever it says."""
     given = documents(Attachment("logo.png", PNG, content_id="logo"))

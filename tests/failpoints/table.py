@@ -118,6 +118,7 @@ def _around(statement: str, **costs: bool) -> tuple[Point, Point]:
 REGISTER = _around("register_worker")
 HEARTBEAT = _around("SET seen_at = clock_timestamp")
 CLAIM = _around("FROM postroom.claim_")
+ATTACHMENTS = _around("FROM postroom.email_attachments")
 BEGIN = _around("FROM postroom.begin_(emails|webhooks)")
 SETTLE = _around("FROM postroom.settle_(emails|webhooks)")
 EXTEND = _around("extend_(email|webhook)_leases")
@@ -150,6 +151,8 @@ ENGINE = {
 EMAIL = ENGINE | {
     "attempt.after": Point(fails=1, doubles=1),
     "attempt.ended": Point(fails=1, doubles=1, short="raise"),
+    "attachments.before": Point("files", fails=1, losses=ATTACHMENTS[0].losses),
+    "attachments.after": Point("files", fails=1, losses=ATTACHMENTS[1].losses),
     "pause.before": Point("down", losses=(Loss("INTO postroom.transports"),)),
     "pause.after": Point("down", losses=(Loss("INTO postroom.transports", after=True),)),
     "smtp.connected": Point(fails=1),

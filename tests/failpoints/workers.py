@@ -114,6 +114,9 @@ def _id_of(content: bytes) -> UUID:
     return UUID(match[1].decode())
 
 
+FILES = '[{"filename": "a.pdf", "content": "JVBERg=="}]'
+
+
 @dataclass
 class Emails:
     """A queue of mails, and where they go."""
@@ -133,10 +136,12 @@ class Emails:
         """Fill the queue."""
         await self.lane.db.execute(
             """
-            INSERT INTO email_queue (to_email, subject, html)
-            SELECT 'u' || n || '@example.com', 'subject ' || n, '<p>Hi</p>' FROM generate_series(1, $1) AS n
+            INSERT INTO email_queue (to_email, subject, html, attachments)
+            SELECT 'u' || n || '@example.com', 'subject ' || n, '<p>Hi</p>', $2::text::jsonb
+            FROM generate_series(1, $1) AS n
             """,
             count,
+            FILES if self.point.around == "files" else None,
         )
 
     async def look(self) -> None:

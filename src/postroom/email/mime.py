@@ -209,7 +209,8 @@ def _shows(html: str, file: AttachedFile) -> bool:
     """Whether the HTML shows a file in its place, by a URL of its Content-ID (RFC 2392)."""
     if file.content_id is None:
         return False
-    return f"cid:{file.content_id}" in html or f"cid:{quote(file.content_id)}" in html
+    names = "|".join(re.escape(name) for name in (file.content_id, quote(file.content_id)))
+    return re.search(rf"cid:(?:{names})(?![\w.@%+-])", html) is not None
 
 
 def _file_part(file: AttachedFile, disposition: str) -> Part:

@@ -14,6 +14,7 @@ from postroom.database.connect import Database
 from postroom.email.check import AcceptedEmail
 from postroom.email.message import OutgoingEmail
 from postroom.errors import PermanentFailure
+from postroom.failpoints import reach
 from postroom.queue import statements
 from postroom.queue.claim import Begun, Claim, Settled, Settlement
 
@@ -102,9 +103,11 @@ class EmailStore:
         Raises:
             PermanentFailure: That is more than a worker should hold at all; or the e-mail is gone.
         """
+        reach("attachments.before")
         rows = await self._database.fetch(
             "SELECT * FROM postroom.email_attachments($1)", email_id, deadline_s=ATTACHMENTS_S
         )
+        reach("attachments.after")
         if not rows:
             raise PermanentFailure("attachments: have in base64 more than 50 MB, which no mail server takes")
         return None if rows[0][0] is None else statements.read_json(rows[0][0])

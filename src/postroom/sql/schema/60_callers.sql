@@ -103,7 +103,7 @@ AS $$
     ORDER BY claimed.place;
 $$;
 COMMENT ON FUNCTION public.get_email_queue_batch(integer)
-IS 'postroom: claims due e-mails for 15 minutes, for callers that settle with mark_email_sent and mark_email_failed';
+IS 'postroom: claims due e-mails without attachments for 15 minutes, for callers that settle with mark_email_sent or _failed';
 
 -- Whoever holds the lease: the mail is out. The lease number moves on, so that a worker that holds the row
 -- writes nothing over it.
@@ -710,4 +710,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION public.enqueue_emails(jsonb)
-IS 'postroom: queues many e-mails, all or none, in the caller''s transaction, and gives their ids in their order';
+IS 'postroom: queues many e-mails, also with attachments, all or none, in the caller''s transaction; gives ids in order';
