@@ -312,6 +312,17 @@ def _figures(db: Any) -> None:
                         "status": status, "share": share, "place": place,
                     },
                 )  # fmt: skip
+    db.execute(
+        """
+        INSERT INTO postroom.processing_totals (
+            queue, kind, transport, outcome, status, attempts, wait, attempt, total,
+            wait_ms, attempt_ms, total_ms
+        )
+        SELECT queue, kind, transport, outcome, status, sum(attempts), '{}', '{}', '{}', 0, 0, 0
+        FROM postroom.processing_minutes
+        GROUP BY queue, kind, transport, outcome, status
+        """
+    )
 
 
 def _house(db: Any) -> None:
