@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -83,6 +84,26 @@ async def test_connections_and_scoped_sessions_do_as_well(database_url: str) -> 
     scoped.remove()
     assert len(ids) == 2
     assert rows(database_url) == [f"{name}@example.com" for name in ("ada", "bob", "cyd", "dan")]
+
+
+@pytest.mark.parametrize("driver", [*SYNC, None])
+async def test_a_caller_that_is_cancelled_has_his_connection_back(
+    database_url: str, driver: str | None
+) -> None:
+    """A time-out while the statement waits for a key ends the statement; nobody else has the session then."""
+    room = Room(database_url=database_url)
+    keyed = {**mail("ada@example.com"), "idempotency_key": "order-17"}
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await room.send(**keyed, connection=holder)
+        with closing(
+            Session(engine_of(database_url, driver)) if driver else psycopg.connect(database_url)
+        ) as own:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(room.send(**keyed, connection=own), 0.5)
+            own.rollback()
+            await room.send(**mail("bob@example.com"), connection=own)
+            own.commit()
+        assert rows(database_url) == ["bob@example.com"]
 
 
 async def test_many_are_one_statement(database_url: str) -> None:

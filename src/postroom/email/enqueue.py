@@ -7,7 +7,6 @@ the house or on the caller's own, inside the caller's transaction, whichever dri
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -29,6 +28,7 @@ from postroom.email import sqlalchemy
 from postroom.email.address import kind_of
 from postroom.email.attachments import Attachment
 from postroom.email.check import AcceptedEmail, check_email
+from postroom.email.in_thread import Use, run_in_thread
 from postroom.errors import InvalidEmail, PostroomError, SchemaError
 from postroom.failpoints import reach
 
@@ -196,7 +196,7 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
     Args:
         connection: Of asyncpg, or of psycopg 3 (sync or async), or a session or connection of SQLAlchemy (the
             same). A sync one is used in a thread, so that the event loop goes on; the caller must not use
-            it meanwhile.
+            it meanwhile. Where he is cancelled, so is the statement, and it is his again.
 
     Raises:
         InvalidEmail, SchemaError: As enqueue().
@@ -211,7 +211,7 @@ async def enqueue_within(connection: object, emails: Sequence[QueueableEmail]) -
         if psycopg is not None and isinstance(connection, psycopg.AsyncConnection):
             return _in_order(batches, await _run_psycopg_async(psycopg, connection, batches))
         if psycopg is not None and isinstance(connection, psycopg.Connection):
-            return _in_order(batches, await asyncio.to_thread(_run_psycopg, psycopg, connection, batches))
+            return _in_order(batches, await run_in_thread(_run_psycopg, psycopg, connection, batches))
         if sqlalchemy.is_one(connection):
             return _in_order(batches, await sqlalchemy.run(connection, _STATEMENT, batches))
     except Exception as error:
@@ -273,8 +273,9 @@ async def _run_psycopg_async(psycopg: Any, connection: Any, batches: Sequence[Ba
     return answers
 
 
-def _run_psycopg(psycopg: Any, connection: Any, batches: Sequence[Batch]) -> Answers:
+def _run_psycopg(use: Use, psycopg: Any, connection: Any, batches: Sequence[Batch]) -> Answers:
     answers: Answers = []
+    use(connection)
     with psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
         for batch in batches:
             cursor.execute(_PSYCOPG_SQL, [batch.json])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+from postroom.email.in_thread import Use, run_in_thread
 
 
 class Batch(Protocol):
@@ -43,7 +44,13 @@ async def run(connection: Any, statement: str, batches: Sequence[Batch]) -> list
     if is_async:
         found: list[Sequence[Any]] = await connection.run_sync(_run, statement, batches)
         return found
-    return await asyncio.to_thread(_run, connection, statement, batches)
+    return await run_in_thread(_run_sync, connection, statement, batches)
+
+
+def _run_sync(use: Use, connection: Any, statement: str, batches: Sequence[Batch]) -> list[Sequence[Any]]:
+    bound = connection.connection() if hasattr(connection, "get_bind") else connection
+    use(bound.connection.driver_connection)
+    return _run(connection, statement, batches)
 
 
 def _run(connection: Any, statement: str, batches: Sequence[Batch]) -> list[Sequence[Any]]:
