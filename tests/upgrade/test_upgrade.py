@@ -196,6 +196,20 @@ async def test_nobody_outside_may_do_anything_and_who_could_insert_still_can(pro
     assert project.as_role("service_role", "SELECT * FROM get_email_queue_batch(1)")
 
 
+async def test_an_owner_upon_whom_row_level_security_is_forced_works_all_the_same(project: Project) -> None:
+    """It saw no row: nothing was settled, nothing delivered, and nobody said so."""
+    for table in QUEUES:
+        project.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+    assert project.execute("SELECT * FROM email_queue") == []
+    lines: list[str] = []
+    await migrate(project.url, report=lines.append)
+    assert any("41 rows stuck" in line for line in lines), lines
+    project.execute("SELECT enqueue_email('a@example.com', 's', 'h')")
+    assert len(project.execute("SELECT * FROM get_email_queue_batch(5)")) == 5
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        project.as_role("anon", "SELECT * FROM email_queue")
+
+
 async def test_an_app_role_may_queue_and_read(project: Project) -> None:
     """`--app-role`: insert, enqueue_email and read, no more; one that is not there is named."""
     with pytest.raises(MigrationFailed, match="no role 'nobody here'"):

@@ -213,6 +213,8 @@ BEGIN
         END IF;
     END LOOP;
 
+    PERFORM postroom.let_owner_in();
+
     -- 5. Nobody outside calls our functions; default privileges may have given them to anybody.
     SELECT array_agg(proc.oid::regprocedure)
     INTO v_ours
