@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from postroom.email import parts as parts_module
 from postroom.email.parts import HEADER_CHARACTERS_MAX, HEADERS_MAX, NESTED_MAX, header, parse, read_parts
 
 
@@ -36,6 +37,11 @@ def test_a_header_that_is_not_there_is_empty_and_the_first_of_two_counts() -> No
     [
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n",
         b"Content-Type: message/rfc822\r\n\r\n",
+        b"Content-Type: message/rfc822\r\r",
+        b"Content-Type: =?utf-8?q?message/rfc822?=\r\n\r\n",
+        b"Content-Type: multipart/mixed; boundary*0=b%d\r\n\r\n--b%d\r\n",
+        b"Content-Type: multipart/mixed; boundary*=us-ascii''b%d\r\n\r\n--b%d\r\n",
+        b"Content-Type: multipart/mixed; boundary (c) =b%d\r\n\r\n--b%d\r\n",
     ],
 )
 def test_parts_within_parts_are_read_as_deep_as_mails_are(level: bytes) -> None:
@@ -46,9 +52,19 @@ def test_parts_within_parts_are_read_as_deep_as_mails_are(level: bytes) -> None:
     assert len(parts.attachments) <= NESTED_MAX
 
 
-def test_what_stands_behind_thousands_of_parts_is_left_out() -> None:
-    """And each of those before is there."""
-    part = b"--x\r\nContent-Disposition: attachment; filename=a\r\n\r\nHi\r\n"
-    mail = b"Content-Type: multipart/mixed; boundary=x\r\n\r\n" + part * 6_000 + b"--x--"
+def test_of_what_is_nested_too_deeply_for_the_parser_the_headers_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However somebody gets around the count of parts: the page of all mails goes on."""
+    monkeypatch.setattr(parts_module, "NESTED_MAX", 1_000_000)
+    mail = b"Subject: deep\r\n" + b"Content-Type: message/rfc822\r\n\r\n" * 20_000 + b"\r\nHi"
+    assert read_parts(mail).headers == [("Subject", "deep"), ("Content-Type", "message/rfc822")]
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r"])
+def test_what_stands_behind_thousands_of_parts_is_left_out(end: bytes) -> None:
+    """And each of those before is there, whatever ends a line."""
+    part = b"--x\r\nContent-Disposition: attachment; filename=a\r\n\r\nHi\r\n".replace(b"\r\n", end)
+    mail = b"Content-Type: multipart/mixed; boundary=x" + end + end + part * 6_000 + b"--x--"
     assert len(read_parts(mail).attachments) == 5_000
     assert len(read_parts(mail.replace(part * 6_000, part * 3)).attachments) == 3

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage, MIMEPart
+from email.parser import BytesHeaderParser
 from email.policy import EmailPolicy
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 else:
     _Policy = EmailPolicy
 
-_DELIMITER = re.compile(rb"^--", re.MULTILINE)
-_NESTED = re.compile(rb"boundary\s*=|^content-type:\s*message/", re.MULTILINE | re.IGNORECASE)
+# A line ends as the standard library has it; a boundary may be named in sections, a type be encoded.
+_DELIMITER = re.compile(rb"(?:\A|[\r\n])--")
+_NESTED = re.compile(rb"boundary[^\r\n=]{0,80}=|(?:\A|[\r\n])content-type:\s*(?:message/|=\?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ def parse(content: bytes) -> EmailMessage:
     for pattern, most in ((_DELIMITER, DELIMITERS_MAX), (_NESTED, NESTED_MAX)):
         if (beyond := next(islice(pattern.finditer(content), most, None), None)) is not None:
             content = content[: beyond.start()]
-    return message_from_bytes(content, policy=_POLICY)
+    try:
+        return message_from_bytes(content, policy=_POLICY)
+    except RecursionError:  # parts within parts, in a way that _NESTED does not know
+        return BytesHeaderParser(policy=_POLICY).parsebytes(content)
 
 
 def header(parsed: EmailMessage, key: str) -> str:
