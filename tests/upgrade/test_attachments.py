@@ -42,6 +42,32 @@ async def test_a_look_before_the_upgrade_says_what_becomes_of_such_a_column(proj
     assert found.found.endswith("and 4 hold something else: they become dead letters")
 
 
+def test_old_callers_claim_while_the_functions_are_replaced(database_url: str) -> None:
+    """
+    By the text that get_email_queue_batch had before there were attachments: it is the last to be replaced.
+
+    Minutes may lie between, where many rows are settled. What has files is not given to it.
+    """
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for files in ([], [FILE], []):
+            connection.execute(
+                "SELECT enqueue_emails(%s::jsonb)",
+                (json.dumps([MAIL | {"email_type": f"{len(files)} files", "attachments": files}]),),
+            )
+        claimed = connection.execute(
+            """
+            SELECT claimed.email_type
+            FROM postroom.lease_emails(NULL, 10, interval '15 minutes', NULL, NULL)
+            WITH ORDINALITY AS claimed (
+                id, lease_no, lease_s, to_email, subject, html, text, from_email, reply_to, headers,
+                created_at, attempts, max_attempts, email_type, place
+            )
+            ORDER BY claimed.place
+            """
+        ).fetchall()
+    assert claimed == [("0 files",), ("0 files",)]
+
+
 @pytest.mark.parametrize(("kind", "written"), HAND_MADE.items(), ids=HAND_MADE)
 async def test_a_column_of_this_name_that_was_there_is_kept_and_read(
     project: Project,

@@ -344,9 +344,11 @@ $$;
 --
 -- Rows are locked and written in one subtransaction: rows that are locked by one and written by another take a
 -- multixact a claim, and whoever looks at them looks that up.
+--
+-- The last argument may be missing: until 60_callers.sql follows, the get_email_queue_batch of before calls this one.
 DROP FUNCTION IF EXISTS postroom.lease_emails(uuid, integer, interval, text, timestamptz);
 CREATE OR REPLACE FUNCTION postroom.lease_emails(
-    p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz, p_attachments boolean
+    p_worker uuid, p_limit integer, p_lease interval, p_from text, p_before timestamptz, p_attachments boolean DEFAULT false
 )
 RETURNS SETOF postroom.claimed_email
 LANGUAGE plpgsql
