@@ -140,7 +140,7 @@ async def test_rows_of_which_nobody_knows_whether_they_are_done_stop_the_upgrade
             """
             CREATE TABLE email_queue (
                 id uuid PRIMARY KEY DEFAULT gen_random_uuid(), to_email text NOT NULL, subject text NOT NULL,
-                html text NOT NULL, sent_at timestamptz
+                html text NOT NULL, sent_at timestamptz, attachments jsonb
             )
             """
         )
@@ -183,7 +183,8 @@ REFUSED_TABLES = {
     "CREATE TABLE rate_limit_counters (key text, window_end timestamptz, PRIMARY KEY (key, window_end))": (
         "rate_limit_counters.key is not unique by itself, and postroom keeps one row a key"
     ),
-    "CREATE TYPE state AS ENUM ('pending', 'sent');" + EMAILS.format("status state DEFAULT 'pending'"): (
+    "CREATE TYPE state AS ENUM ('pending', 'sent');"
+    + EMAILS.format("status state DEFAULT 'pending', attachments jsonb"): (
         "email_queue.status is public.state, not text"
     ),
 }

@@ -360,6 +360,6 @@ RULES = {
 
 
 def _without_addresses(text: str | None) -> str:
-    """What a server said, in a line: whom a mail was for is nothing for a chat house."""
+    """What a server said, in a line: whom a mail was for is nothing for a chat room."""
     shown = re.sub(r"[^\s<>@\"'(),;:]+@(?=\w)", "…@", " ".join((text or "no error").split()))
     return shown if len(shown) <= 200 else f"{shown[:200]}…"

@@ -121,7 +121,8 @@ async def _look(connection: asyncpg.Connection) -> list[Finding]:
         if queue in there:
             found += await _look_at_rows(connection, queue)
             found += await _look_at_columns(connection, queue)
-    found += await _look_at_attachments(connection)
+    if not is_here:
+        found += await _look_at_attachments(connection)
     found += await _look_at_jobs(connection)
     found += await _look_at_functions(connection)
     if there:
@@ -322,11 +323,13 @@ async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
         """
         SELECT pg_catalog.format_type(known.atttypid, NULL)
         FROM pg_catalog.pg_attribute AS known
+        JOIN pg_catalog.pg_attribute AS state
+            ON state.attrelid = known.attrelid AND state.attname = 'status' AND NOT state.attisdropped
         WHERE known.attrelid = to_regclass('public.email_queue') AND known.attname = 'attachments'
             AND NOT known.attisdropped
         """
     )
-    if kind is None or await connection.fetchval("SELECT to_regclass('postroom.migrations') IS NOT NULL"):
+    if kind is None:
         return []
     row = await connection.fetchrow(
         """
@@ -341,7 +344,7 @@ async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
             ) AS has_files
             FROM public.email_queue AS queued
             CROSS JOIN LATERAL (SELECT to_jsonb(queued.attachments) AS held) AS read
-            WHERE queued.status IN ('pending', 'processing')
+            WHERE queued.status::text IN ('pending', 'processing')
                 AND read.held NOT IN ('null', '[]', '{}', '""', '"[]"', 'false', '0')
         ) AS waiting
         """,
