@@ -34,6 +34,7 @@ def test_migrate_does_what_postroom_migrate_does(empty_database_url: str, tmp_pa
     first = manage(empty_database_url, tmp_path, "migrate")
     assert first.returncode == 0, first.stderr
     assert "Applying postroom.0001_initial... OK" in first.stdout
+    assert first.stderr == ""
     check = manage(empty_database_url, tmp_path, "postroom", "migrate", "--check")
     assert (check.returncode, check.stdout) == (0, "up to date\n"), check.stderr
     assert manage(empty_database_url, tmp_path, "migrate", "--check").returncode == 0
