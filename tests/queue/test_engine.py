@@ -141,6 +141,31 @@ async def test_calls_do_not_keep_a_worker_busy_whose_claims_are_refused(
         assert tries <= 4 + (asyncio.get_running_loop().time() - began) / 0.4
 
 
+async def test_a_heartbeat_that_the_database_refuses_is_in_the_log(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others take the worker for dead; and it goes on beating when that is over."""
+    monkeypatch.setattr(engine_module, "HEARTBEAT_S", 0.05)
+    engine = house.engine()
+    async with house.working(engine):
+        await house.until("(SELECT count(*) = 1 FROM postroom.workers)")
+        await house.database.execute(
+            """
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room'; END $$;
+            CREATE TRIGGER refuse BEFORE UPDATE ON postroom.workers FOR EACH ROW EXECUTE FUNCTION refuse();
+            """
+        )
+        said = ""
+        async with asyncio.timeout(20):
+            while '"tend.failed"' not in said:
+                await asyncio.sleep(0.05)
+                said += capsys.readouterr().err
+        assert "RaiseError: no room" in said
+        await house.database.execute("DROP TRIGGER refuse ON postroom.workers")
+        await house.database.execute("UPDATE postroom.workers SET seen_at = '2020-01-01'")
+        await house.until("(SELECT seen_at > '2020-01-01' FROM postroom.workers)")
+
+
 async def test_what_an_attempt_waited_for_may_be_cancelled(house: House) -> None:
     """A CancelledError that comes from within ends that attempt, and no attempter."""
 

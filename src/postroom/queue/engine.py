@@ -512,7 +512,7 @@ class Engine(Generic[T]):
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(Exception):  # the fetcher says what is wrong with the database
                 await merge_tallies(self._database)
-            with suppress(Exception):
+            try:
                 reach("worker.heartbeat.before")
                 tag = await self._database.execute(
                     """
@@ -526,6 +526,11 @@ class Engine(Generic[T]):
                 reach("worker.heartbeat.after")
                 if tag == "UPDATE 0":  # somebody has deleted it: without it nothing can be begun
                     await self._register(patient=False)
+            except DatabaseUnavailable:
+                pass
+            except Exception as error:
+                # Its leases go on, but others take it for dead.
+                _log.error("tend.failed", queue=self.work.queue, error=f"{type(error).__name__}: {error}")
 
     async def _tend(self) -> None:
         while True:
