@@ -156,6 +156,8 @@ async def test_images_and_messages_within_a_mail_are_attachments_too(sender: Vis
     page = await sender.page(f"/mailbox/{name}")
     assert "image/png, 3 bytes" in page
     assert "message/rfc822" in page
+    shown = await sender.page(f"/mailbox/{name}/html")
+    assert '<img src="data:image/png;base64,cG5n">' in shown
     for number, content in enumerate((b"png", old)):
         answer = await sender.client.get(f"/dashboard/mailbox/{name}/attachments/{number}")
         assert answer.content.replace(b"\r\n", b"\n") == content.replace(b"\r\n", b"\n")

@@ -366,6 +366,22 @@ async def test_attachments_are_listed_and_can_be_saved_and_are_never_shown(visit
     await visitor.page(f"/emails/{UUID(int=1)}/attachments/0", 404)
 
 
+async def test_images_of_a_mail_are_in_its_frame(visitor: Visitor) -> None:
+    """As its recipient sees it; what is no image, or is named and not there, stays a name."""
+    files = [
+        {"filename": "logo.png", "content": "cG5n", "content_id": "logo"},
+        {"filename": "page.html", "content": "PHA+", "content_id": "page"},
+        {"filename": "x.png", "content": "cG5n", "content_id": "x", "content_type": 'image/"><script>'},
+    ]
+    page = '<img src="cid:logo"><img src="cid:page"><img src="cid:none"><img src="cid:logo2">'
+    email_id = await _mail(visitor, html=page, attachments=json.dumps(files[:2]))
+    answer = await visitor.client.get(f"/dashboard/emails/{email_id}/html")
+    assert answer.text == page.replace('"cid:logo"', '"data:image/png;base64,cG5n"')
+    assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    email_id = await _mail(visitor, html=page, attachments=json.dumps(files))
+    assert (await visitor.client.get(f"/dashboard/emails/{email_id}/html")).text == page
+
+
 async def test_attachments_that_cannot_be_sent_are_listed_as_far_as_they_are_files(visitor: Visitor) -> None:
     """The page says what is wrong, and what can be saved is offered all the same."""
     files = [{"url": "https://example.com/a"}, {"content": "JVBERg=="}, {"filename": "b", "content": "?"}]

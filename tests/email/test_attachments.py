@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from postroom import Attachment, InvalidEmail, PermanentFailure
 from postroom.email.attachments import (
     ATTACHMENTS_BYTES_MAX,
+    IMAGES_CHARACTERS_MAX,
     check_attachments,
     read_attachments,
+    with_images,
     without_contents,
 )
 from postroom.email.message import OutgoingEmail
@@ -356,6 +358,14 @@ def test_a_provider_that_repeats_a_file_puts_it_into_no_log(new_email: NewEmail)
     said = "422 attachments[0].content cannot be read: "
     assert without_body(said + given[0]["content"][:90], email) == f"{said}[the e-mail itself]"
     assert without_body(said * 2, email) == said * 2
+
+
+def test_a_page_that_names_an_image_a_million_times_does_not_grow_without_end() -> None:
+    """What is shown of a stranger's mail has a bound; the rest of its images are names."""
+    html = '<img src="cid:a">' * 100_000
+    shown = with_images(html, [("a", "image/png", PNG * 100), ("b", "image/png", PNG)])
+    assert len(html) < len(shown) < len(html) + IMAGES_CHARACTERS_MAX
+    assert shown.endswith('<img src="cid:a">')
 
 
 async def test_large_files_are_rendered_in_a_thread_to_the_same_bytes(new_email: NewEmail) -> None:

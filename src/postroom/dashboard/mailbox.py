@@ -15,6 +15,7 @@ from postroom.dashboard.filters import TEXT_CHARACTERS_MAX
 from postroom.dashboard.messages import MAIL_POLICY, SOURCE_BYTES_MAX
 from postroom.dashboard.site import Problem, actor_of, form_of, page, render, see, session_of, site_of
 from postroom.database.audit import record
+from postroom.email.attachments import with_images
 from postroom.email.mailbox import SEARCHED_MAX, Mail, delete_mails, list_mails, read_mail
 from postroom.email.transports.urls import maildir_of
 from postroom.wording import count_of
@@ -64,7 +65,9 @@ async def caught_html(request: Request) -> Response:
     """A mail's HTML, for a frame in which nothing runs."""
     mail = await _mail(request)
     headers = {"content-security-policy": MAIL_POLICY, "x-frame-options": "SAMEORIGIN"}
-    return Response(mail.parts.html or "", 200, headers, "text/html")
+    images = [(one.content_id, one.type, one.content) for one in mail.parts.attachments if one.content_id]
+    html = await asyncio.to_thread(with_images, mail.parts.html or "", images)
+    return Response(html, 200, headers, "text/html")
 
 
 @page

@@ -16,10 +16,10 @@ from starlette.responses import RedirectResponse, Response
 from postroom.dashboard.downloads import download
 from postroom.dashboard.filters import PLACES, Asked
 from postroom.dashboard.site import ROOT, Problem, actor_of, form_of, page, render, see, site_of
-from postroom.email.attachments import Listed, read_file
+from postroom.email.attachments import Listed, read_attachments, read_file, with_images
 from postroom.email.parts import read_headers
 from postroom.email.source import read_source
-from postroom.errors import PermanentFailure
+from postroom.errors import InvalidEmail, PermanentFailure
 from postroom.queue.dead_letters import read_row
 from postroom.queue.explain import KEPT_MAX, explain
 from postroom.queue.parts import STATES
@@ -203,7 +203,10 @@ async def mail(request: Request) -> Response:
     if row is None:
         raise Problem(404, "There is no such e-mail.")
     headers = {"content-security-policy": MAIL_POLICY, "x-frame-options": "SAMEORIGIN"}
-    return Response(str(row["html"] or ""), 200, headers, "text/html")
+    html = str(row["html"] or "")
+    if "cid:" in html:
+        html = await _with_images(site_of(request).room, request.path_params["id"], html)
+    return Response(html, 200, headers, "text/html")
 
 
 @page
@@ -238,6 +241,16 @@ def _kind(request: Request) -> Kind:
     if kind is None:
         raise Problem(404, "There is no such page.")
     return kind
+
+
+async def _with_images(room: Room, email_id: UUID, html: str) -> str:
+    """A mail's HTML with its images in it, where its attachments can be sent."""
+    try:
+        files = read_attachments(await room.emails.attachments(email_id))
+    except (InvalidEmail, PermanentFailure):
+        return html
+    images = [(file.content_id, file.content_type, file.file) for file in files if file.content_id]
+    return await asyncio.to_thread(with_images, html, images)
 
 
 async def _source(room: Room, row: dict[str, Any]) -> Source | None:

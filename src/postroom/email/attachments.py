@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from binascii import a2b_base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote as url_quote
 
 from postroom.email.address import check_unicode, kind_of
 from postroom.errors import InvalidEmail
@@ -27,6 +28,9 @@ ATTACHMENTS_BYTES_MAX = 25 * 1024 * 1024
 FILENAME_CHARACTERS_MAX = 255
 TYPE_CHARACTERS_MAX = 200
 OTHER_TYPE = "application/octet-stream"
+
+IMAGES_CHARACTERS_MAX = 8 * 1024 * 1024
+"""That with_images() puts into a page: it may name one image a million times."""
 
 FIELDS = ("filename", "content", "content_type", "content_id")
 _ALSO = {
@@ -82,6 +86,7 @@ _TOKEN = r"[!#$%&'*+.^_`{|}~0-9A-Za-z-]+"  # noqa: S105 - of RFC 2045, 5.1
 _TYPE = re.compile(
     rf'({_TOKEN}/{_TOKEN})((?:[ \t]*;[ \t]*{_TOKEN}=(?:{_TOKEN}|"(?:[ !#-\[\]-~]|\\[ -~])*"))*)[ \t]*;?[ \t]*'
 )
+_IMAGE = re.compile(r"image/[a-z0-9.+-]{1,40}")
 _ID = re.compile(r"[!-;=?-~]{1,200}")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _SPACE = b" \t\r\n"
@@ -244,6 +249,29 @@ def read_file(written: object, number: int) -> tuple[str, bytes] | None:
     except ValueError:
         return None
     return str(written[number].get("filename") or "attachment"), content
+
+
+def with_images(html: str, images: Iterable[tuple[str, str, bytes]]) -> str:
+    """
+    A page as it looks where its images are: `cid:` URLs (RFC 2392) become `data:` ones, of images alone.
+
+    Args:
+        images: Content-ID, type and content of each.
+    """
+    left = IMAGES_CHARACTERS_MAX
+    for content_id, kind, content in images:
+        if _IMAGE.fullmatch(kind):
+            url = f"data:{kind};base64,{b64encode(content).decode()}"
+            if count := left // len(url):
+                html, made = shown_by(content_id).subn(url, html, count=count)
+                left -= made * len(url)
+    return html
+
+
+def shown_by(content_id: str) -> re.Pattern[str]:
+    """The URL by which a page shows what has this Content-ID, written plainly or quoted."""
+    names = "|".join(re.escape(name) for name in (content_id, url_quote(content_id)))
+    return re.compile(rf"cid:(?:{names})(?![\w.@%+-])")
 
 
 def _is_file(each: object) -> bool:

@@ -22,10 +22,9 @@ from binascii import b2a_qp
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from urllib.parse import quote
 
 from postroom.email.address import Mailbox, check_text, parse_mailbox
-from postroom.email.attachments import OTHER_TYPE, AttachedFile, read_attachments
+from postroom.email.attachments import OTHER_TYPE, AttachedFile, read_attachments, shown_by
 from postroom.email.headers import (
     LINE_BYTES_MAX,
     address_header,
@@ -207,10 +206,7 @@ def _multipart(kind: str, seed: str, parts: Sequence[Part]) -> Part:
 
 def _shows(html: str, file: AttachedFile) -> bool:
     """Whether the HTML shows a file in its place, by a URL of its Content-ID (RFC 2392)."""
-    if file.content_id is None:
-        return False
-    names = "|".join(re.escape(name) for name in (file.content_id, quote(file.content_id)))
-    return re.search(rf"cid:(?:{names})(?![\w.@%+-])", html) is not None
+    return file.content_id is not None and shown_by(file.content_id).search(html) is not None
 
 
 def _file_part(file: AttachedFile, disposition: str) -> Part:

@@ -45,6 +45,7 @@ class Attachment:
     name: str
     type: str
     content: bytes = field(repr=False)
+    content_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ def _attachments(parsed: EmailMessage) -> Iterator[Attachment]:
     except Exception:  # a broken structure
         return
     for number, part in enumerate(parts if parsed.is_multipart() else ()):
-        yield Attachment(number, part.get_filename() or "(no name)", part.get_content_type(), _bytes(part))
+        content_id = str(part.get("Content-ID", "")).strip(" <>")
+        name, kind = part.get_filename() or "(no name)", part.get_content_type()
+        yield Attachment(number, name, kind, _bytes(part), content_id)
 
 
 def _leaves(part: MIMEPart) -> Iterator[MIMEPart]:
