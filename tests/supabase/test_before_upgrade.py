@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postroom.database.before_upgrade import look_before_upgrade
+from postroom.database.before_upgrade import ARGUMENT_NAMES, FUNCTIONS, RESULTS, look_before_upgrade
 from postroom.database.migrate import MigrationFailed, migrate
 from tests.schedule.test_pg_cron import PG_NET
 from tests.supabase.projects import ADMIN, CRON_DATABASE, command, handmade, into, supabase_project
@@ -61,6 +61,11 @@ async def test_it_says_what_the_upgrade_will_do_and_what_it_cannot_know(old: Pro
     functions = "\n".join(said["functions", "warning"])
     assert "mark_email_sent(uuid, text) goes: ours is mark_email_sent(uuid)" in functions
     assert (
+        "increment_rate_limit(text, integer, integer) returns integer: ours TABLE(count integer)" in functions
+    )
+    assert "calculate_email_retry_time(integer) has (attempts): ours (attempt_number)" in functions
+    assert "mark_email_failed(uuid, text) has (" not in functions
+    assert (
         "mark_email_sent(uuid, text) may be called by PUBLIC, anon, authenticated, with its owner's rights"
         in functions
     )
@@ -97,6 +102,25 @@ async def test_a_look_afterwards_does_not_speak_of_what_pg_cron_runs_for_postroo
     assert {"mails", "process-email-queue"} <= names
     said = [one.found for one in await look_before_upgrade(old.url) if one.check == "cron"]
     assert said == ["job 1 'mails' (* * * * *) calls process-email-queue: it is kept"]
+
+
+async def test_what_is_said_of_our_functions_is_what_they_are(new_server: PostgresServer) -> None:
+    """Types, names and results, as the look compares them with those of before."""
+    with supabase_project(new_server) as project:
+        await migrate(project.url)
+        made = project.execute(
+            """
+            SELECT
+                proname::text AS name, oidvectortypes(proargtypes) AS types,
+                array_to_string(proargnames[1:pronargs], ', ') AS names, pg_get_function_result(oid) AS result
+            FROM pg_proc
+            WHERE obj_description(oid, 'pg_proc') LIKE 'postroom:%'
+                AND pronamespace = 'public'::regnamespace AND proname <> 'enqueue_emails'
+            """
+        )
+    assert {one["name"]: one["types"] for one in made} == FUNCTIONS
+    assert {one["name"]: one["names"] or "" for one in made} == ARGUMENT_NAMES
+    assert {one["name"]: one["result"] for one in made} == RESULTS
 
 
 def test_what_migrate_would_refuse_is_a_problem(old: Project) -> None:

@@ -36,6 +36,36 @@ FUNCTIONS = {
 }
 """The functions that migrate replaces, whatever their arguments, and the arguments that they have then."""
 
+ARGUMENT_NAMES = {
+    "calculate_email_retry_time": "attempt_number",
+    "calculate_webhook_retry_time": "attempt_number",
+    "get_email_queue_batch": "batch_size",
+    "mark_email_sent": "email_id",
+    "mark_email_failed": "email_id, error_message",
+    "get_webhook_retry_batch": "batch_size",
+    "mark_webhook_processed": "webhook_id",
+    "mark_webhook_failed": "webhook_id, error_message",
+    "increment_rate_limit": "p_key, p_increment, p_limit",
+    "cleanup_rate_limit_counters": "",
+    "enqueue_email": "to_email, subject, html, from_email, reply_to, email_type, metadata, idempotency_key, "
+    "send_at, priority, max_attempts, text, headers",
+}
+RESULTS = {
+    "calculate_email_retry_time": "timestamp with time zone",
+    "calculate_webhook_retry_time": "timestamp with time zone",
+    "get_email_queue_batch": "TABLE(id uuid, to_email text, subject text, html text, from_email text, "
+    "reply_to text, attempts integer, max_attempts integer, email_type text, metadata jsonb)",
+    "mark_email_sent": "void",
+    "mark_email_failed": "void",
+    "get_webhook_retry_batch": "TABLE(id uuid, webhook_type text, webhook_event_id text, payload jsonb, "
+    "headers jsonb, attempts integer, max_attempts integer, metadata jsonb)",
+    "mark_webhook_processed": "void",
+    "mark_webhook_failed": "void",
+    "increment_rate_limit": "TABLE(count integer)",
+    "cleanup_rate_limit_counters": "void",
+    "enqueue_email": "uuid",
+}
+
 _STATE = ("status", "attempts", "max_attempts", "error_count", "metadata", "created_at", "updated_at")
 _COUNTED = ("priority", "crashes", "lease_no")
 _ENDS = ("headers", "next_retry_at", "last_error", "failed_at")
@@ -425,6 +455,8 @@ async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
         SELECT
             proc.proname::text AS name,
             pg_catalog.oidvectortypes(proc.proargtypes) AS arguments,
+            COALESCE(array_to_string(proc.proargnames[1:proc.pronargs], ', '), '') AS argument_names,
+            pg_catalog.pg_get_function_result(proc.oid) AS result,
             proc.prosecdef AS definer,
             (
                 SELECT string_agg(DISTINCT acl.role, ', ' ORDER BY acl.role)
@@ -461,6 +493,22 @@ async def _look_at_functions(connection: asyncpg.Connection) -> list[Finding]:
                     "functions",
                     f"{name} goes: ours is {row['name']}({FUNCTIONS[row['name']]})",
                     "see that every call fits ours",
+                )
+            )
+        elif row["argument_names"] != ARGUMENT_NAMES[row["name"]]:
+            found.append(
+                warning(
+                    "functions",
+                    f"{name} has ({row['argument_names']}): ours ({ARGUMENT_NAMES[row['name']]})",
+                    "supabase.rpc() and whoever else calls it by these names has to say ours",
+                )
+            )
+        if row["result"] != RESULTS[row["name"]]:
+            found.append(
+                warning(
+                    "functions",
+                    f"{name} returns {row['result']}: ours {RESULTS[row['name']]}",
+                    "see that its callers take that answer",
                 )
             )
         if row["open_to"]:
