@@ -1,4 +1,4 @@
-"""What a project may have set for its database: a pool, binding on the server's side, several databases."""
+"""What a project may have set for its database: a pool, a pooler, server-side binding, a second one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from django.test.utils import override_settings
 from postroom import Room
 from postroom.django import on
 from postroom.django.handlers import registry
+from postroom.django.models import QueuedEmail
 from postroom.testing import deliver, deliver_now
+from tests.django import project
+from tests.django.test_admin import EMAILS, client, text
 from tests.django.test_handlers import event, orders
+from tests.support.pgbouncer import running_pgbouncer
+from tests.support.postgres import PostgresServer
 
 
 @contextmanager
@@ -130,3 +135,46 @@ def test_a_mail_of_a_savepoint_is_undone_with_it() -> None:
     with connections["default"].cursor() as cursor:
         cursor.execute("SELECT subject FROM email_queue")
         assert cursor.fetchall() == [("outer",)]
+
+
+def test_behind_pgbouncer_events_are_handled_and_mail_is_queued(
+    postgres_server: PostgresServer, database_url: str, pids: list[int]
+) -> None:
+    """In transaction mode, with two connections for all: no statement relies on the session of another."""
+    with running_pgbouncer(postgres_server) as port:
+        pooled = {**project.parameters(database_url), "HOST": "127.0.0.1", "PORT": str(port)}
+        url = f"postgresql://{pooled['USER']}@127.0.0.1:{port}/{pooled['NAME']}"
+        with project.database(url):
+            for number in range(4):
+                done = deliver_now(Room(registry=registry), "stripe", event(f"cs_{number}", number))
+                assert (done.status, done.last_error) == ("processed", None)
+            assert QueuedEmail.objects.filter(status="pending").count() == 4
+    assert orders() == ["cs_0", "cs_1", "cs_2", "cs_3"]
+    assert len(pids) == 4
+
+
+def test_the_queue_may_be_in_another_database(
+    postgres_server: PostgresServer,
+    _migrated_template: str,  # noqa: PT019
+) -> None:
+    """POSTROOM["DATABASE"]: the mail is in a transaction of that one, and models and admin look there."""
+    name = postgres_server.create_database(template=_migrated_template)
+    connections.settings["mail"] = {
+        **connections.settings["default"],
+        **project.parameters(postgres_server.url_of(name)),
+    }
+    try:
+        with override_settings(POSTROOM={"DATABASE": "mail"}):
+            with pytest.raises(ZeroDivisionError), transaction.atomic("mail"):
+                send_mail("Hi", "x", None, ["ada@example.com"])
+                raise ZeroDivisionError
+            assert QueuedEmail.objects.count() == 0
+            send_mail("Hi", "x", None, ["bob@example.com"])
+            assert QueuedEmail.objects.get().to_email == "bob@example.com"
+            assert "bob@example.com" in text(client("view_queuedemail").get(f"{EMAILS}?state=waiting"))
+        assert QueuedEmail.objects.count() == 0
+    finally:
+        connections["mail"].close()
+        del connections.settings["mail"]
+        del connections["mail"]
+        postgres_server.drop_database(name)
