@@ -38,8 +38,8 @@ _NESTED = re.compile(rb"boundary[^\r\n=]{0,80}=|(?:\A|[\r\n])content-type:\s*(?:
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """One attachment: `number` counts from 0 within its mail; `type` is what the mail says it is."""
+class FoundFile:
+    """A file in a mail: `number` counts from 0 within its mail; `type` is what the mail says it is."""
 
     number: int
     name: str
@@ -61,7 +61,7 @@ class Parts:
     headers: list[tuple[str, str]]
     html: str | None = field(repr=False)
     text: str | None = field(repr=False)
-    attachments: list[Attachment] = field(repr=False)
+    attachments: list[FoundFile] = field(repr=False)
 
 
 def read_parts(content: bytes) -> Parts:
@@ -124,7 +124,7 @@ def _content(part: MIMEPart) -> str:
         return _bytes(part).decode("utf-8", "replace")
 
 
-def _attachments(parsed: EmailMessage) -> Iterator[Attachment]:
+def _attachments(parsed: EmailMessage) -> Iterator[FoundFile]:
     """What is no body: beside it, or in it, as an image that the HTML shows."""
     try:
         bodies = [parsed.get_body((subtype,)) for subtype in ("html", "plain")]
@@ -134,7 +134,7 @@ def _attachments(parsed: EmailMessage) -> Iterator[Attachment]:
     for number, part in enumerate(parts if parsed.is_multipart() else ()):
         content_id = str(part.get("Content-ID", "")).strip(" <>")
         name, kind = part.get_filename() or "(no name)", part.get_content_type()
-        yield Attachment(number, name, kind, _bytes(part), content_id)
+        yield FoundFile(number, name, kind, _bytes(part), content_id)
 
 
 def _leaves(part: MIMEPart) -> Iterator[MIMEPart]:
