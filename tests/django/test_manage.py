@@ -174,6 +174,15 @@ def test_commands_take_djangos_settings(database_url: str, tmp_path: Path) -> No
     wrong = manage(database_url, tmp_path, "postroom", "staus")
     assert wrong.returncode == 2
     assert "No such command 'staus'" in wrong.stderr
+    assert "see 'manage.py postroom --help'" in wrong.stderr
+
+
+def test_what_a_command_says_to_run_is_run_by_manage_py(capsys: pytest.CaptureFixture[str]) -> None:
+    """`postroom up` by itself knows nothing of Django's settings: it would start a database of its own."""
+    call_command("postroom", "status")
+    assert "none: start `manage.py postroom up` or `manage.py postroom worker`" in capsys.readouterr().out
+    call_command("postroom", "worker", "--help")
+    assert "Usage: manage.py postroom worker" in capsys.readouterr().out
 
 
 def test_call_command_says_when_it_failed(capsys: pytest.CaptureFixture[str]) -> None:

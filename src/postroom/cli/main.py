@@ -33,7 +33,7 @@ from postroom.cli import (
     webhooks,
 )
 from postroom.cli.errors import FAILED, WRONG_USAGE, WrongUsage, describe
-from postroom.cli.screen import is_terminal, note, print_line
+from postroom.cli.screen import PROGRAM, is_terminal, note, print_line, speak_as
 
 _ORDER = (
     "up",
@@ -148,10 +148,16 @@ def _forget_a_closed_home() -> None:
         return
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command; whatever happens, the answer is an exit code, and on stderr at most one line."""
+def run(arguments: list[str], program: str = PROGRAM) -> int:
+    """
+    Run one command; whatever happens, the answer is an exit code, and on stderr at most one line.
+
+    Args:
+        program: What a person writes to run it.
+    """
+    speak_as(program)
     try:
-        result = app(arguments, prog_name="postroom", standalone_mode=False)
+        result = app(arguments, prog_name=program, standalone_mode=False)
     except BrokenPipeError as error:
         _leave_stdout(error)
         return FAILED

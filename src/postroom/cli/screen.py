@@ -24,14 +24,27 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+PROGRAM = "postroom"
+_program = [PROGRAM]
+
+
+def speak_as(program: str) -> None:
+    """What a person is told to run is called by this name from now on: `manage.py postroom` in Django."""
+    _program[0] = program
+
+
 def print_line(line: str) -> None:
     """Print one line of the command's answer."""
-    print(one_line(line))
+    print(one_line(_spoken(line)))
 
 
 def note(line: str) -> None:
     """Print one line beside the answer, to stderr: how it goes, or what to mind."""
-    print(one_line(line), file=sys.stderr)
+    print(one_line(_spoken(line)), file=sys.stderr)
+
+
+def _spoken(text: str) -> str:
+    return text if _program[0] == PROGRAM else text.replace(f"`{PROGRAM} ", f"`{_program[0]} ")
 
 
 def one_line(text: str) -> str:
@@ -85,6 +98,7 @@ def print_text(text: str, indent: str = "", *, lead: str = "", colour: int = 0) 
         colour: Of the lead, on a terminal.
     """
     lead = lead or indent
+    text = _spoken(text)
     if not is_terminal():
         print(f"{lead}{one_line(text)}")
         return

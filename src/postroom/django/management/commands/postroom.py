@@ -18,6 +18,7 @@ from postroom.cli.screen import note, print_line
 from postroom.errors import PostroomError
 
 APP = "postroom.django:room"
+PROGRAM = "manage.py postroom"
 TAKE_OVER = ("take_over_post_office", "take-over-post-office")
 _TAKING_APP = {"up", "worker", "scheduler"}
 _DJANGOS = ("--settings", "--pythonpath")
@@ -54,7 +55,7 @@ def _run(arguments: list[str]) -> int:
         return _take_over(arguments[1:])
     if arguments and arguments[0] in _TAKING_APP and "--app" not in arguments:
         arguments = [arguments[0], "--app", APP, *arguments[1:]]
-    return run(arguments)
+    return run(arguments, PROGRAM)
 
 
 def _take_over(options: list[str]) -> int:
