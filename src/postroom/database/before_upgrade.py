@@ -598,7 +598,7 @@ async def _look_at_triggers(connection: asyncpg.Connection, there: list[str]) ->
         warning(
             "triggers",
             f"{row['text'].removeprefix('CREATE TRIGGER ')}: kept, and fires for what workers write too",
-            "one that sends the mail itself sends it twice: DROP TRIGGER once postroom works",
+            "one that sends the mail itself sends it twice: DROP TRIGGER as the first worker starts",
         )
         for row in rows
     ]
