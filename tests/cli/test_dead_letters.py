@@ -50,6 +50,14 @@ def test_attachments_are_shown_by_their_sizes(cli: Cli, db: Db) -> None:
     assert "JVBERg" not in shown
 
 
+def test_one_whose_attachments_are_beyond_all_bounds_is_shown_without(cli: Cli, db: Db) -> None:
+    """It died of them: whoever looks why is told."""
+    mail = insert_dead_letter(db)
+    db.execute("UPDATE email_queue SET attachments = to_jsonb(repeat('A', 53000000)) WHERE id = %s", [mail])
+    shown = cli("dead-letters", "show", mail, "--json").json
+    assert shown["attachments"] == "attachments: have in base64 more than 50 MB, which no mail server takes"
+
+
 @pytest.mark.parametrize(("reason", "count"), [("permanent", 1), ("EXHAUST", 0), ("timed OUT", 1), ("x", 0)])
 def test_reason_is_one_of_ours_or_a_part_of_the_last_error(cli: Cli, db: Db, reason: str, count: int) -> None:
     """Whatever its case."""

@@ -29,7 +29,7 @@ from postroom.cli.screen import (
     print_text,
     progress,
 )
-from postroom.errors import PostroomError
+from postroom.errors import PermanentFailure, PostroomError
 from postroom.wording import count_of
 
 if TYPE_CHECKING:
@@ -225,7 +225,10 @@ async def _show(row_id: UUID, json: bool) -> None:
         else:
             raise PostroomError(f"there is no row {row_id} in either queue: `postroom dead-letters list`")
         if queue is EMAILS:
-            row["attachments"] = without_contents(await room.emails.attachments(row_id))
+            try:
+                row["attachments"] = without_contents(await room.emails.attachments(row_id))
+            except PermanentFailure as error:
+                row["attachments"] = str(error)
     if row["status"] != "dead_letter":
         raise PostroomError(f"{row_id} is {row['status']}, no dead letter: `postroom explain {row_id}`")
     if json:
