@@ -44,7 +44,7 @@ ACCEPTED = {
     ("security", "postroom.revoke_all(text,text,text)", NOT_SANITIZED),
     # What the upgrade has written down, in a table that its owner alone writes; and names of ours.
     ("security", "postroom.give_back_functions()", NOT_SANITIZED),
-    ("security", "postroom.give_back_rights(text)", NOT_SANITIZED),
+    ("security", "postroom.give_back_rights(text,bigint)", NOT_SANITIZED),
     ("security", "postroom.give_back_table(text)", NOT_SANITIZED),
     # The path is what pg_settings says of the database's own, quoted as PostgreSQL keeps it.
     ("security", "postroom.let_triggers_find_names()", NOT_SANITIZED),

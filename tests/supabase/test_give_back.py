@@ -271,6 +271,33 @@ async def test_a_project_gone_back_from_wholly_is_as_it_was(project: SupabasePro
         assert own_things(old)["functions"] == before["functions"]
 
 
+async def test_of_a_function_that_was_made_anew_the_last_one_is_given_back(
+    new_server: PostgresServer,
+) -> None:
+    """Another deploy of the project has made it anew over ours, with another return type, and for fewer."""
+    made = (
+        "CREATE FUNCTION mark_email_sent(email_id uuid) RETURNS {} LANGUAGE sql AS 'SELECT true::{}'",
+        "REVOKE ALL ON FUNCTION mark_email_sent(uuid) FROM PUBLIC, anon, authenticated",
+    )
+    with supabase_project(new_server) as project:
+        project.execute(made[0].format("boolean", "boolean"))
+        await migrate(project.url)
+        project.execute("DROP FUNCTION mark_email_sent")
+        for statement in made:
+            project.execute(statement.format("text", "text"))
+        project.execute("UPDATE postroom.repeatables SET digest = 'of another release'")
+        await migrate(project.url)
+        postroom(project, "psql", "-c", GIVE_BACK)
+        found = project.execute(
+            """
+            SELECT
+                pg_get_function_result('mark_email_sent(uuid)'::regprocedure) AS gives,
+                has_function_privilege('anon', 'mark_email_sent(uuid)', 'EXECUTE') AS for_anon
+            """
+        )
+        assert found == [{"gives": "text", "for_anon": False}]
+
+
 async def test_a_project_that_comes_again_is_met_as_the_first_time(new_server: PostgresServer) -> None:
     """What old callers hold then keeps its 15 minutes, what has waited for more than 7 days is stale."""
     with supabase_project(new_server) as project:

@@ -153,10 +153,11 @@ BEGIN
     END LOOP;
 
     FOR v_old IN
-        SELECT replaced.name, replaced.definition
+        -- Of one that was made anew and replaced again, the last: the first may have given something else, to others.
+        SELECT DISTINCT ON (replaced.name) replaced.id, replaced.name, replaced.definition
         FROM postroom.replaced_objects AS replaced
         WHERE replaced.kind = 'function'
-        ORDER BY replaced.id
+        ORDER BY replaced.name, replaced.id DESC
     LOOP
         EXECUTE v_old.definition;
         FOR v_grantee IN
@@ -169,7 +170,7 @@ BEGIN
         LOOP
             PERFORM postroom.revoke_all('ROUTINE', 'public.' || v_old.name, v_grantee);
         END LOOP;
-        PERFORM postroom.give_back_rights('ROUTINE public.' || v_old.name);
+        PERFORM postroom.give_back_rights('ROUTINE public.' || v_old.name, v_old.id);
     END LOOP;
 END;
 $$;
@@ -308,8 +309,10 @@ BEGIN
 END;
 $$;
 
--- give_back_rights: the privileges and policies that were taken from an object, in the order in which they were.
-CREATE OR REPLACE FUNCTION postroom.give_back_rights(p_object text)
+-- give_back_rights: the privileges and policies that were taken from an object, in the order in which they were; p_after:
+-- of those that were kept later than this one of replaced_objects.
+DROP FUNCTION IF EXISTS postroom.give_back_rights(text);
+CREATE OR REPLACE FUNCTION postroom.give_back_rights(p_object text, p_after bigint DEFAULT 0)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
@@ -320,11 +323,14 @@ BEGIN
     FOR v_right IN
         SELECT replaced.kind, replaced.name, replaced.definition
         FROM postroom.replaced_objects AS replaced
-        WHERE (replaced.kind = 'grant' AND replaced.name = p_object)
-            OR (
-                replaced.kind = 'policy'
-                AND p_object LIKE 'TABLE %'
-                AND replaced.name LIKE '% on ' || regexp_replace(p_object, '^TABLE ', '')
+        WHERE replaced.id > p_after
+            AND (
+                (replaced.kind = 'grant' AND replaced.name = p_object)
+                OR (
+                    replaced.kind = 'policy'
+                    AND p_object LIKE 'TABLE %'
+                    AND replaced.name LIKE '% on ' || regexp_replace(p_object, '^TABLE ', '')
+                )
             )
         ORDER BY replaced.id
     LOOP
