@@ -36,6 +36,17 @@ async def test_an_email_with_files_is_a_plain_insert(sql: Session) -> None:
     assert json.loads(read) == [FILE | {"content": "A" * 10_000}]
 
 
+async def test_their_size_is_asked_by_functions_of_postgresql_alone(sql: Session) -> None:
+    """Who may create in public would else run his to_jsonb(jsonb) as a worker: it fits better."""
+    await sql.connection.execute(
+        "CREATE FUNCTION to_jsonb(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT (1 / 0)::text::jsonb'"
+    )
+    try:
+        assert await sql.fetchval("SELECT postroom.attached_bytes('[]'::jsonb)") is None
+    finally:
+        await sql.connection.execute("DROP FUNCTION to_jsonb(jsonb)")
+
+
 async def test_many_are_queued_with_their_files(sql: Session) -> None:
     """By the same key a file is queued once; those beside it have none."""
     files = [

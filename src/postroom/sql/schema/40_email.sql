@@ -16,7 +16,8 @@ $$;
 -- attached_bytes: about how many bytes a row's attachments take; NULL where there are none. Nothing is read for it that
 -- is stored apart.
 --
--- Of whatever type the column is: a hand-made table may have one of this name. [], {}, '', false and 0 are none.
+-- Of whatever type the column is: a hand-made table may have one of this name. [], {}, '', false and 0 are none. Whose
+-- path it is called by does not matter: a to_jsonb(jsonb) in public would fit better than that of pg_catalog.
 CREATE OR REPLACE FUNCTION postroom.attached_bytes(p_attachments anyelement)
 RETURNS integer
 LANGUAGE sql
@@ -24,9 +25,9 @@ STABLE
 AS $$
     SELECT CASE
         WHEN p_attachments IS NULL THEN NULL
-        WHEN pg_column_size(p_attachments) >= 64 THEN pg_column_size(p_attachments)
-        WHEN to_jsonb(p_attachments) IN ('null', '[]', '{}', '""', '"[]"', 'false', '0') THEN NULL
-        ELSE pg_column_size(p_attachments)
+        WHEN pg_catalog.pg_column_size(p_attachments) >= 64 THEN pg_catalog.pg_column_size(p_attachments)
+        WHEN pg_catalog.to_jsonb(p_attachments) IN ('null', '[]', '{}', '""', '"[]"', 'false', '0') THEN NULL
+        ELSE pg_catalog.pg_column_size(p_attachments)
     END;
 $$;
 
