@@ -540,7 +540,7 @@ PATHS: LiteralString = f"""
 
 # A setting of their own would keep them from being inlined into their callers, which have an empty path.
 INLINED = {
-    *("dead_letter_is", "attached_bytes"),
+    *("dead_letter_is", "attached_bytes", "attachments_by_default"),
     *("next_state", "log_attempt", "recipient_key", "book_window", "old_row_fate", "is_seen_to"),
     *(
         "old_lease_ended",

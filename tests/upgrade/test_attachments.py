@@ -9,6 +9,8 @@ import pytest
 
 from postroom.database.before_upgrade import look_before_upgrade
 from postroom.database.migrate import migrate
+from postroom.errors import InvalidEmail
+from postroom.room import Room
 from tests.upgrade.conftest import Project
 
 FILE = {"filename": "a.pdf", "content": "JVBERg=="}
@@ -121,3 +123,53 @@ async def test_a_column_of_this_name_that_was_there_is_kept_and_read(
     else:
         with pytest.raises(psycopg.errors.DatatypeMismatch, match='column "attachments" is of type'):
             project.execute(f"SELECT enqueue_emails('{with_files}')")
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_files"),
+    [
+        ("""jsonb DEFAULT '{"files": [], "note": "of our own"}' NOT NULL""", False),
+        ("text DEFAULT 'it''s none'", False),
+        ("varchar(9) DEFAULT 'none'", False),
+        ("bytea DEFAULT '' NOT NULL", False),
+        ("numeric(3, 1) DEFAULT -1", False),
+        ("text[] DEFAULT '{none}'", False),
+        ("double precision DEFAULT 'NaN'", False),
+        (f"jsonb DEFAULT '[{json.dumps(FILE)}]'", True),
+        (f"text DEFAULT '[{json.dumps(FILE)}]'", True),
+    ],
+)
+async def test_an_email_that_names_no_attachments_has_none_whatever_that_column_s_default_is(
+    project: Project, kind: str, has_files: bool
+) -> None:
+    """An INSERT of three columns goes out as it did, also by an old caller; files of each mail are files."""
+    project.execute(f"ALTER TABLE email_queue ADD COLUMN attachments {kind}")
+    (waits,) = project.execute(
+        "INSERT INTO email_queue (to_email, subject, html) VALUES ('a@b.example', 's', 'h') RETURNING id"
+    )
+    looked = [one.found for one in await look_before_upgrade(project.url) if one.check == "attachments"]
+    assert has_files == any("go out with them" in found for found in looked)
+    assert not any("dead letters" in found for found in looked)
+    await migrate(project.url)
+    (queued,) = project.execute("SELECT enqueue_email('b@c.example', 's', 'h') AS id")
+    mails = project.execute(
+        f"""
+        SELECT postroom.attached_bytes(attachments) IS NOT NULL AS has
+        FROM email_queue WHERE id IN ('{waits["id"]}', '{queued["id"]}')
+        """
+    )
+    assert [mail["has"] for mail in mails] == [has_files] * 2
+    given = project.execute("SELECT id FROM get_email_queue_batch(1000)")
+    assert ({waits["id"], queued["id"]} <= {row["id"] for row in given}) is not has_files
+
+
+@pytest.mark.parametrize("kind", ["text[]", "jsonb GENERATED ALWAYS AS ('[]'::jsonb) STORED"])
+async def test_a_file_for_a_column_that_takes_none_is_refused_with_its_reason(
+    project: Project, kind: str
+) -> None:
+    """One line that names the field, not what the statement looks like."""
+    project.execute(f"ALTER TABLE email_queue ADD COLUMN attachments {kind}")
+    await migrate(project.url)
+    async with Room(database_url=project.url) as room:
+        with pytest.raises(InvalidEmail, match=r"^attachments: email_queue of this database takes none: "):
+            await room.send(to="c@d.example", subject="s", html="h", attachments=[FILE])

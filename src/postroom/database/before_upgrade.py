@@ -6,6 +6,9 @@ It needs none of postroom's tables, and runs in one read-only transaction.
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from datetime import timedelta
 
 import asyncpg
@@ -65,6 +68,9 @@ RESULTS = {
     "cleanup_rate_limit_counters": "void",
     "enqueue_email": "uuid",
 }
+
+# A default that is the same for each row, and calls nothing: as PostgreSQL writes a literal.
+_LITERAL = re.compile(r"(?:'(?:[^']|'')*'|\(?-?[0-9.]+\)?|true|false)(?:::[^()']+(?:\([0-9,]+\))?(?:\[\])*)*")
 
 _STATE = ("status", "attempts", "max_attempts", "error_count", "metadata", "created_at", "updated_at")
 _COUNTED = ("priority", "crashes", "lease_no")
@@ -349,18 +355,25 @@ async def _look_at_duplicates(connection: asyncpg.Connection, queue: str) -> lis
 
 async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
     """A hand-made column of this name: what of it goes out, and what makes a mail a dead letter."""
-    kind = await connection.fetchval(
+    column = await connection.fetchrow(
         """
-        SELECT pg_catalog.format_type(known.atttypid, NULL)
+        SELECT
+            pg_catalog.format_type(known.atttypid, NULL) AS kind,
+            pg_catalog.format_type(known.atttypid, known.atttypmod) AS type,
+            CASE known.attgenerated WHEN '' THEN pg_catalog.pg_get_expr(made.adbin, made.adrelid) END
+                AS by_default
         FROM pg_catalog.pg_attribute AS known
         JOIN pg_catalog.pg_attribute AS state
             ON state.attrelid = known.attrelid AND state.attname = 'status' AND NOT state.attisdropped
+        LEFT JOIN pg_catalog.pg_attrdef AS made ON made.adrelid = known.attrelid AND made.adnum = known.attnum
         WHERE known.attrelid = to_regclass('public.email_queue') AND known.attname = 'attachments'
             AND NOT known.attisdropped
         """
     )
-    if kind is None:
+    if column is None:
         return []
+    kind = column["kind"]
+    says_nothing = await _attachments_by_default(connection, column["by_default"], column["type"])
     row = await connection.fetchrow(
         """
         SELECT count(*) AS attached, count(*) FILTER (WHERE NOT waiting.has_files) AS other
@@ -376,9 +389,11 @@ async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
             CROSS JOIN LATERAL (SELECT to_jsonb(queued.attachments) AS held) AS read
             WHERE queued.status::text IN ('pending', 'processing')
                 AND read.held NOT IN ('null', '[]', '{}', '""', '"[]"', 'false', '0')
+                AND read.held IS DISTINCT FROM $2::text::jsonb
         ) AS waiting
         """,
         "string" if kind == "text" else "array",  # a text may be JSON, and only an attempt finds out
+        says_nothing,
     )
     assert row is not None
     found = [ok("attachments", f"email_queue.attachments is there, and stays {kind}")]
@@ -397,6 +412,22 @@ async def _look_at_attachments(connection: asyncpg.Connection) -> list[Finding]:
             )
         ]
     return found
+
+
+async def _attachments_by_default(
+    connection: asyncpg.Connection, expression: str | None, kind: str
+) -> str | None:
+    """As JSON, what says nothing of a row: as postroom.attachments_by_default has it once it is there."""
+    if expression is None or not _LITERAL.fullmatch(expression):
+        return None
+    value: str = await connection.fetchval(f"SELECT pg_catalog.to_jsonb(({expression})::{kind})::text")
+    held = json.loads(value)
+    if isinstance(held, str):
+        with suppress(ValueError):
+            held = json.loads(held)
+    first = held[0] if isinstance(held, list) and held else None
+    has_files = isinstance(first, dict) and first.keys() >= {"filename", "content"}
+    return None if has_files else value
 
 
 async def _look_at_jobs(connection: asyncpg.Connection) -> list[Finding]:

@@ -415,6 +415,8 @@ def _explained(error: Exception, batches: Sequence[Batch]) -> Exception:
             text = _PLACE.sub("", text)
         name, colon, problem = text.partition(": ")
         return InvalidEmail(name, problem) if colon else InvalidEmail("email", text)
+    if state in ("42804", "428C9") and '"attachments"' in text:  # of another type, or generated
+        return InvalidEmail("attachments", f"email_queue of this database takes none: {text}")
     if state == "42501":
         return PostroomError(f"{text}: `postroom migrate --app-role NAME` lets a role queue e-mail")
     return error

@@ -13,11 +13,46 @@ BEGIN
 END;
 $$;
 
+-- attachments_by_default: what a row has in attachments that says nothing of it: the default that a column of this name had
+-- before. Its mails were whole without; one for each mail, such as terms, is a default in the shape of files. Asked for each
+-- row that has something there, so it is written down once: a constant costs nothing.
+DO $$
+DECLARE
+    v_default text;
+    v_kind    text;
+    v_held    jsonb;
+    v_file    jsonb;
+BEGIN
+    SELECT pg_get_expr(made.adbin, made.adrelid), format_type(known.atttypid, known.atttypmod)
+    INTO v_default, v_kind
+    FROM pg_catalog.pg_attribute AS known
+    JOIN pg_catalog.pg_attrdef AS made ON made.adrelid = known.attrelid AND made.adnum = known.attnum
+    WHERE known.attrelid = 'public.email_queue'::regclass AND known.attname = 'attachments' AND known.attgenerated = '';
+    -- Only what is the same for each row: a literal, which calls nothing.
+    IF v_default ~ '^(''([^'']|'''')*''|[(]?-?[0-9.]+[)]?|true|false)(::[^()'']+([(][0-9,]+[)])?(\[\])*)*$' THEN
+        EXECUTE format('SELECT pg_catalog.to_jsonb((%s)::%s)', v_default, v_kind) INTO v_held;
+        BEGIN
+            v_file := CASE jsonb_typeof(v_held) WHEN 'string' THEN (v_held #>> '{}')::jsonb ELSE v_held END -> 0;
+        EXCEPTION WHEN data_exception THEN
+            v_file := NULL;  -- a text that is no JSON
+        END;
+        IF v_file ?& '{filename,content}' THEN
+            v_held := NULL;
+        END IF;
+    END IF;
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION postroom.attachments_by_default() RETURNS jsonb LANGUAGE sql IMMUTABLE AS %L',
+        format('SELECT %L::jsonb', v_held)
+    );
+END;
+$$;
+
 -- attached_bytes: about how many bytes a row's attachments take; NULL where there are none. Nothing is read for it that
 -- is stored apart.
 --
--- Of whatever type the column is: a hand-made table may have one of this name. [], {}, '', false and 0 are none. Whose
--- path it is called by does not matter: a to_jsonb(jsonb) in public would fit better than that of pg_catalog.
+-- Of whatever type the column is: a hand-made table may have one of this name. [], {}, '', false and 0 are none, and so is
+-- its default, unless that has files. Whose path it is called by does not matter: a to_jsonb(jsonb) in public would fit
+-- better than that of pg_catalog.
 CREATE OR REPLACE FUNCTION postroom.attached_bytes(p_attachments anyelement)
 RETURNS integer
 LANGUAGE sql
@@ -25,8 +60,10 @@ STABLE
 AS $$
     SELECT CASE
         WHEN p_attachments IS NULL THEN NULL
-        WHEN pg_catalog.pg_column_size(p_attachments) >= 64 THEN pg_catalog.pg_column_size(p_attachments)
-        WHEN pg_catalog.to_jsonb(p_attachments) IN ('null', '[]', '{}', '""', '"[]"', 'false', '0') THEN NULL
+        WHEN pg_catalog.pg_column_size(p_attachments) >= 1000 THEN pg_catalog.pg_column_size(p_attachments)
+        WHEN pg_catalog.to_jsonb(p_attachments) IN (
+            'null', '[]', '{}', '""', '"[]"', 'false', '0', postroom.attachments_by_default()
+        ) THEN NULL
         ELSE pg_catalog.pg_column_size(p_attachments)
     END;
 $$;
