@@ -150,8 +150,8 @@ async def test_a_push_that_is_cut_off_is_taken_up_again(
         assert not await pending(project.url)
 
 
-async def test_a_handmade_project_is_taken_over_and_given_back_with_rows_in_flight(
-    project: SupabaseProject, tools: NodeTools, tmp_path: Path
+async def test_old_callers_do_what_is_left_once_our_worker_is_gone(
+    new_server: PostgresServer, tools: NodeTools, tmp_path: Path
 ) -> None:
     """
     Its callers enqueue, claim and settle: while it is pushed, beside our worker, and after we are gone.
@@ -159,7 +159,7 @@ async def test_a_handmade_project_is_taken_over_and_given_back_with_rows_in_flig
     They get no error, wait for no lock longer than 2 s, and no mail is lost or sent by both.
     """
     export_migrations(tmp_path / "supabase" / "migrations")
-    with handmade(project) as old:
+    with supabase_project(new_server) as project, handmade(project) as old:
         waiting = {
             row["id"]
             for row in old.execute(

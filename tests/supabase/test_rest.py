@@ -11,8 +11,9 @@ import pytest
 
 from postroom.database.migrate import migrate
 from tests.supabase.postgrest import rest_api
-from tests.supabase.projects import SupabaseProject
+from tests.supabase.projects import SupabaseProject, supabase_project
 from tests.support.node import Driver
+from tests.support.postgres import PostgresServer
 
 SECRET_KEY = "sb_secret_N7UND0UgjKTVK-Uodkm0Hg_xSvEMPvz"
 ANON_KEY = "sb_publishable_ACJWlzQHlZjBrEguHvfOxg_3BJgxAaH"
@@ -51,11 +52,12 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(project: SupabaseProject, js: Driver) -> AsyncIterator[Shop]:
+async def shop(new_server: PostgresServer, js: Driver) -> AsyncIterator[Shop]:
     """On a project that postroom has taken over."""
-    await migrate(project.url)
-    async with rest_api(project) as url:
-        yield Shop(js, url, project)
+    with supabase_project(new_server) as project:
+        await migrate(project.url)
+        async with rest_api(project) as url:
+            yield Shop(js, url, project)
 
 
 async def test_every_argument_of_enqueue_email_comes_through_rpc(shop: Shop) -> None:
