@@ -368,6 +368,14 @@ def test_a_page_that_names_an_image_a_million_times_does_not_grow_without_end() 
     assert shown.endswith('<img src="cid:a">')
 
 
+def test_of_thousands_of_images_as_many_are_shown_as_go_with_an_email() -> None:
+    """The page is searched for each of them."""
+    html = "".join(f'<img src="cid:i{number}">' for number in range(150))
+    shown = with_images(html, ((f"i{number}", "image/png", PNG) for number in range(150)))
+    assert (shown.count("data:image/png"), shown.count("cid:i")) == (100, 50)
+    assert shown.endswith('<img src="cid:i149">')
+
+
 async def test_large_files_are_rendered_in_a_thread_to_the_same_bytes(new_email: NewEmail) -> None:
     """10 MB take about 50 ms, in which the event loop serves others."""
     given = documents(Attachment("a.bin", PNG * 20_000))

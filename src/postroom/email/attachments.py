@@ -13,6 +13,7 @@ from base64 import b64encode
 from binascii import a2b_base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote as url_quote
@@ -256,10 +257,11 @@ def with_images(html: str, images: Iterable[tuple[str, str, bytes]]) -> str:
     A page as it looks where its images are: `cid:` URLs (RFC 2392) become `data:` ones, of images alone.
 
     Args:
-        images: Content-ID, type and content of each.
+        images: Content-ID, type and content of each. Those beyond ATTACHMENTS_MAX stay names: a stranger's
+            mail may have thousands, and the page is searched for each.
     """
     left = IMAGES_CHARACTERS_MAX
-    for content_id, kind, content in images:
+    for content_id, kind, content in islice(images, ATTACHMENTS_MAX):
         if _IMAGE.fullmatch(kind):
             url = f"data:{kind};base64,{b64encode(content).decode()}"
             if count := left // len(url):
