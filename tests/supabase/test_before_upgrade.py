@@ -233,15 +233,28 @@ async def test_tables_that_mean_something_else_stop_the_upgrade(
 
 
 async def test_a_check_that_refuses_what_postroom_writes_is_replaced(new_server: PostgresServer) -> None:
-    """As one that refuses a status: five attempts at most, though six are the default now. Others stay."""
+    """
+    As one that refuses a status: five attempts at most, though six are the default now. Others stay.
+
+    To whom mail goes, and what comes in, is the project's to say: it may keep a test system from strangers.
+    """
     with supabase_project(new_server) as project:
         project.execute(
             EMAILS.format(
                 "status text DEFAULT 'pending', attempts int DEFAULT 0, "
                 "max_attempts int DEFAULT 5 CONSTRAINT few CHECK (max_attempts BETWEEN 1 AND 5), "
                 "CONSTRAINT short CHECK (length(subject) < 500), "
-                "CONSTRAINT sane CHECK (attempts <= max_attempts)"
+                "CONSTRAINT sane CHECK (attempts <= max_attempts), "
+                "CONSTRAINT house CHECK (to_email LIKE '%@shop.example')"
             )
+        )
+        project.execute(
+            """
+            CREATE TABLE webhook_retry_queue (
+                id uuid PRIMARY KEY DEFAULT gen_random_uuid(), payload jsonb NOT NULL,
+                webhook_type text NOT NULL CONSTRAINT source CHECK (webhook_type = 'shop')
+            )
+            """
         )
         lines: list[str] = []
         await migrate(project.url, report=lines.append)
@@ -249,14 +262,17 @@ async def test_a_check_that_refuses_what_postroom_writes_is_replaced(new_server:
         assert [line for line in lines if "refuses what" in line] == [
             f"{replaced}, kept in postroom.replaced_objects"
         ]
-        project.execute("SELECT enqueue_email('a@example.com', 's', 'h')")
+        project.execute("SELECT enqueue_email('a@shop.example', 's', 'h')")
         project.execute(
-            "INSERT INTO email_queue (to_email, subject, html) VALUES ('b@example.com', 's', 'h')"
+            "INSERT INTO email_queue (to_email, subject, html) VALUES ('b@shop.example', 's', 'h')"
         )
         kept = project.execute("SELECT conname::text FROM pg_constraint WHERE contype = 'c' ORDER BY 1")
-        assert [row["conname"] for row in kept if row["conname"] in ("few", "sane", "short")] == [
+        own = ("few", "house", "sane", "short", "source")
+        assert [row["conname"] for row in kept if row["conname"] in own] == [
+            "house",
             "sane",
             "short",
+            "source",
         ]
 
 

@@ -12,7 +12,16 @@ BEGIN
             format('ALTER TABLE public.webhook_retry_queue ADD CONSTRAINT %I %s', con.conname, pg_catalog.pg_get_constraintdef(con.oid))
                 AS definition
         FROM pg_catalog.pg_constraint AS con
-        WHERE con.contype = 'c' AND con.conrelid = 'public.webhook_retry_queue'::regclass
+        WHERE con.contype = 'c'
+            AND con.conrelid = 'public.webhook_retry_queue'::regclass
+            -- What it may say is the project's to decide, as one by which no other source is stored.
+            AND NOT EXISTS (
+                SELECT 1
+                FROM pg_catalog.pg_attribute AS att
+                WHERE att.attrelid = con.conrelid
+                    AND att.attnum = ANY (con.conkey)
+                    AND att.attname = ANY ('{webhook_type,payload,metadata}')
+            )
         ORDER BY con.conname
     LOOP
         BEGIN
