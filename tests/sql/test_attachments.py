@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from postroom.email.attachments import check_attachments
 from tests.sql.session import Session
 
 FILE = {"filename": "a.pdf", "content": "JVBERg=="}
@@ -64,6 +65,23 @@ async def test_many_are_queued_with_their_files(sql: Session) -> None:
 
 
 @pytest.mark.parametrize(
+    "file",
+    [
+        FILE | {"filename": '\u202e "\u00e4\U0001f600'},
+        FILE | {"content": "QQ=\n=\t"},
+        FILE | {"content_type": 'a*b\'/c%d\t; x="y \\"z" ;'},
+        FILE | {"content_type": "", "content_id": ""},
+        FILE | {"content_type": None, "contentType": "text/x", "content_id": "<logo>"},
+        FILE | {"path": None},
+    ],
+)
+async def test_what_other_doors_take_is_queued_by_sql_too(sql: Session, file: dict[str, Any]) -> None:
+    """One check: what one of the doors takes, no other refuses."""
+    assert check_attachments([file])
+    assert await enqueue(sql, {"attachments": [file]})
+
+
+@pytest.mark.parametrize(
     ("attachments", "error"),
     [
         ("a.pdf", ": must be an array"),
@@ -82,6 +100,14 @@ async def test_many_are_queued_with_their_files(sql: Session) -> None:
         ([FILE | {"content_type": "pdf"}], "[0].content_type: must be a type"),
         ([FILE | {"contentType": "a/b\r\nBcc: x"}], "[0].content_type: must be a type"),
         ([FILE | {"content_id": "a b"}], "[0].content_id: must be a word"),
+        ([FILE | {"filename": "a\u2028b"}], "[0].filename: must be one line"),
+        ([FILE | {"filename": " \u3000"}], "[0].filename: must not be empty"),
+        ([FILE | {"content": "QQ==QQ=="}], "[0].content: is no base64"),
+        ([FILE | {"content_type": "Multipart/mixed"}], "[0].content_type: must be a file's"),
+        ([FILE | {"content_type": 'text/x; a="b'}], "[0].content_type: must be a type"),
+        ([FILE | {"content_type": "a" * 199 + "/b"}], "[0].content_type: must be a type"),
+        ([FILE | {"content_type": 5}], "[0].content_type: must be a text"),
+        ([FILE | {"content_id": 5}], "[0].content_id: must be a text"),
     ],
 )
 async def test_what_cannot_be_attached_is_refused_by_place_and_field(

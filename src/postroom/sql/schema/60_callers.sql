@@ -476,6 +476,10 @@ DECLARE
         'to_email', 'subject', 'html', 'from_email', 'reply_to', 'email_type', 'metadata',
         'idempotency_key', 'send_at', 'priority', 'max_attempts', 'text', 'headers', 'attachments'
     ];
+    v_token CONSTANT text := '[!#$%&''*+.^_`{|}~0-9A-Za-z-]+';  -- RFC 2045, 5.1; as email/attachments.py has it
+    v_types CONSTANT text := format(
+        '^%1$s/%1$s([ \t]*;[ \t]*%1$s=(%1$s|"([ !#-\[\]-~]|\\[ -~])*"))*[ \t]*;?[ \t]*$|^$', v_token
+    );
     v_wrong    text;
     v_further  record;
     v_file     record;
@@ -577,7 +581,11 @@ BEGIN
         END;
         -- One look at each: they may be large, and each one copies them.
         FOR v_file IN
-            SELECT file.file, file.place - 1 AS place
+            SELECT
+                file.file,
+                file.place - 1 AS place,
+                COALESCE(NULLIF(file.file -> 'content_type', 'null'), NULLIF(file.file -> 'contentType', 'null')) AS type,
+                COALESCE(NULLIF(file.file -> 'content_id', 'null'), NULLIF(file.file -> 'contentId', 'null')) AS content_id
             FROM jsonb_array_elements(CASE WHEN v_wrong IS NULL THEN v_further.files END) WITH ORDINALITY AS file (file, place)
         LOOP
             v_wrong := CASE
@@ -586,14 +594,20 @@ BEGIN
                 WHEN v_file.file - '{filename,content,content_type,content_id,contentType,contentId,path}'::text[] <> '{}'
                     THEN ': has fields besides filename, content, content_type and content_id'
                 WHEN COALESCE(jsonb_typeof(v_file.file -> 'filename'), '') <> 'string' THEN '.filename: must be a text'
-                WHEN v_file.file ->> 'filename' !~ '^[^[:cntrl:]]{1,255}$'
+                WHEN v_file.file ->> 'filename' !~ '^[^\u0001-\u001F\u007F-\u009F\u2028\u2029]{1,255}$'
                     THEN '.filename: must be one line of at most 255 characters'
+                WHEN v_file.file ->> 'filename' !~ '[^ \u00A0\u1680\u2000-\u200A\u202F\u205F\u3000]'
+                    THEN '.filename: must not be empty'
                 WHEN COALESCE(jsonb_typeof(v_file.file -> 'content'), '') <> 'string'
                     THEN '.content: must be a text, the file in base64'
-                WHEN COALESCE(v_file.file ->> 'content_type', v_file.file ->> 'contentType')
-                    !~ '^[!#$&^_.+a-zA-Z0-9-]+/[!#$&^_.+a-zA-Z0-9-]+( *;[ -~]*)?$'
+                -- Its decode() looks no further than the first that there is.
+                WHEN strpos(rtrim(v_file.file ->> 'content', E'= \t\r\n'), '=') > 0 THEN '.content: is no base64'
+                WHEN jsonb_typeof(v_file.type) <> 'string' THEN '.content_type: must be a text'
+                WHEN v_file.type #>> '{}' ~* '^multipart/' THEN '.content_type: must be a file''s, not that of several parts'
+                WHEN length(v_file.type #>> '{}') > 200 OR v_file.type #>> '{}' !~ v_types
                     THEN '.content_type: must be a type, such as application/pdf'
-                WHEN COALESCE(v_file.file ->> 'content_id', v_file.file ->> 'contentId') !~ '^<?[!-;=?-~]{1,200}>?$'
+                WHEN jsonb_typeof(v_file.content_id) <> 'string' THEN '.content_id: must be a text'
+                WHEN v_file.content_id #>> '{}' !~ '^(<?[!-;=?-~]{1,200}>?)?$'
                     THEN '.content_id: must be a word, such as logo'
             END;
             IF v_wrong IS NULL THEN
