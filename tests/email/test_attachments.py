@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode, encodebytes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -351,10 +352,13 @@ def test_nobody_sees_a_file_by_accident(new_email: NewEmail) -> None:
     assert without_contents("x" * 99) == "x" * 80 + "…"
 
 
-def test_a_provider_that_repeats_a_file_puts_it_into_no_log(new_email: NewEmail) -> None:
-    """What was said ends where the file's base64 begins."""
+@pytest.mark.parametrize("column", [list, json.dumps], ids=["jsonb", "text"])
+def test_a_provider_that_repeats_a_file_puts_it_into_no_log(
+    new_email: NewEmail, column: Callable[[object], object]
+) -> None:
+    """What was said ends where the file's base64 begins, whatever type a hand-made column has."""
     given = documents(Attachment("a.bin", PNG))
-    email = new_email(attachments=given)
+    email = new_email(attachments=column(given))
     said = "422 attachments[0].content cannot be read: "
     assert without_body(said + given[0]["content"][:90], email) == f"{said}[the e-mail itself]"
     assert without_body(said * 2, email) == said * 2

@@ -208,15 +208,18 @@ def read_attachments(written: object) -> list[AttachedFile]:
     Raises:
         InvalidEmail: As check_attachments.
     """
-    if isinstance(written, str):
-        written = read_json(written)
+    written = as_json(written)
     return check_attachments(written) if written else []
+
+
+def as_json(written: object) -> object:
+    """What a column attachments holds; a hand-made one may be a text with JSON in it."""
+    return read_json(written) if isinstance(written, str) else written
 
 
 def without_contents(written: object) -> object:
     """What a row has of attachments, for people: of each file the number of bytes, not the file."""
-    if isinstance(written, str):
-        written = read_json(written)
+    written = as_json(written)
     if not isinstance(written, list):
         return f"{written[:80]}…" if isinstance(written, str) and len(written) > 80 else written
     return [{**each, "content": f"{_size(each):,} bytes"} if _is_file(each) else each for each in written]
@@ -224,8 +227,7 @@ def without_contents(written: object) -> object:
 
 def list_files(written: object) -> list[Listed]:
     """What a row has of attachments, as far as there are files in it, whatever else is wrong with them."""
-    if isinstance(written, str):
-        written = read_json(written)
+    written = as_json(written)
     given = written if isinstance(written, list) else []
     return [
         Listed(
@@ -241,8 +243,7 @@ def list_files(written: object) -> list[Listed]:
 
 def read_file(written: object, number: int) -> tuple[str, bytes] | None:
     """One of list_files(): its name and what is in it; None where there is none of this number."""
-    if isinstance(written, str):
-        written = read_json(written)
+    written = as_json(written)
     if not isinstance(written, list) or not 0 <= number < len(written) or not _is_file(written[number]):
         return None
     try:

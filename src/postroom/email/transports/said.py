@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from postroom.email.attachments import as_json
 from postroom.email.message import OutgoingEmail
 
 TEXT_CHARACTERS_MAX = 500
@@ -49,6 +50,7 @@ def without_body(text: str, email: OutgoingEmail) -> str:
 
 def _contents(attachments: object) -> Iterator[str]:
     """What files hold, in base64, as a provider was given them."""
+    attachments = as_json(attachments)
     for each in attachments if isinstance(attachments, list) else ():
         if isinstance(each, dict) and isinstance(content := each.get("content"), str):
             yield content
