@@ -37,5 +37,5 @@ async def test_the_trail_has_pages(visitor: Visitor) -> None:
     page = await visitor.page("/audit?after=11")
     assert page.count("<code>job.run</code>") == 10
     assert "Next page" not in page
-    for place in ("x", "-1", "9" * 30, "²"):
+    for place in ("x", "-1", "9" * 30, "0" * 5_000, "²"):
         await visitor.page(f"/audit?after={place}", 400)

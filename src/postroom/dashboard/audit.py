@@ -16,7 +16,7 @@ ID_MAX = 2**63 - 1
 async def audit(request: Request) -> Response:
     """A page of it, newest first."""
     after = request.query_params.get("after", "")
-    if after and not (after.isascii() and after.isdigit() and int(after[:20]) <= ID_MAX):
+    if after and not (after.isascii() and after.isdigit() and len(after) <= 19 and int(after) <= ID_MAX):
         raise Problem(400, "There is no such place in this list: begin at its first page.")
     database = site_of(request).room.database
     found = await read_audit(database, limit=PAGE_ROWS + 1, before_id=int(after) if after else None)

@@ -229,7 +229,8 @@ async def mail_attachment(request: Request) -> Response:
         written = await room.emails.attachments(email_id)
     except PermanentFailure as error:
         raise Problem(404, f"The e-mail is gone, or its {error}") from None
-    found = await asyncio.to_thread(read_file, written, int(number)) if number.isdecimal() else None
+    is_number = number.isdecimal() and len(number) < 10  # int() raises for thousands of digits
+    found = await asyncio.to_thread(read_file, written, int(number)) if is_number else None
     if found is None:
         raise Problem(404, "The e-mail has no such attachment.")
     name, content = found
