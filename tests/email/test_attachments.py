@@ -125,6 +125,16 @@ def test_a_name_that_only_begins_so_shows_nothing(new_email: NewEmail, html: str
     assert [each.get_filename() for each in message.iter_attachments()] == ["logo.png"]
 
 
+@pytest.mark.parametrize("name", ["terms.txt", "terms.html", "terms.eml"])
+def test_a_text_that_the_html_leads_to_is_an_attachment(new_email: NewEmail, name: str) -> None:
+    """Inline, readers show it as more of the body, or drop it (mailparser): its link finds it beside, too."""
+    given = documents(Attachment(name, b"Terms: none\r\n", content_id="terms"))
+    message = parse(render(new_email(html='<a href="cid:terms">Terms</a>', attachments=given)))
+    (file,) = message.iter_attachments()
+    assert (file.get_filename(), file["Content-ID"]) == (name, "<terms>")
+    assert file.get_content_disposition() == "attachment"
+
+
 def test_an_image_without_a_page_that_could_show_it_is_an_attachment(new_email: NewEmail) -> None:
     """Text alone shows nothing, whatever it says."""
     given = documents(Attachment("logo.png", PNG, content_id="logo"))

@@ -205,8 +205,14 @@ def _multipart(kind: str, seed: str, parts: Sequence[Part]) -> Part:
 
 
 def _shows(html: str, file: AttachedFile) -> bool:
-    """Whether the HTML shows a file in its place, by a URL of its Content-ID (RFC 2392)."""
-    return file.content_id is not None and shown_by(file.content_id).search(html) is not None
+    """
+    Whether the HTML shows a file in its place, by a URL of its Content-ID (RFC 2392).
+
+    A text that it leads to stands beside it: inline, readers take it for more of the body, and for no file.
+    """
+    if file.content_id is None or file.content_type.startswith(("text/", "message/")):
+        return False
+    return shown_by(file.content_id).search(html) is not None
 
 
 def _file_part(file: AttachedFile, disposition: str) -> Part:
