@@ -23,6 +23,7 @@ from postroom.alerts.run import run_alerts
 from postroom.alerts.store import Alert, AlertStore
 from postroom.queue.engine import Pass
 from tests.journey.programs import Programs
+from tests.support.web import listening
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
@@ -104,15 +105,9 @@ async def open_hook() -> AsyncIterator[Hook]:
 
     application = web.Application()
     application.router.add_post("/token-of-the-hook", take)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    hook.url = f"http://127.0.0.1:{runner.addresses[0][1]}/token-of-the-hook"
-    try:
+    async with listening(application) as port:
+        hook.url = f"http://127.0.0.1:{port}/token-of-the-hook"
         yield hook
-    finally:
-        await runner.cleanup()
 
 
 @dataclass

@@ -24,6 +24,7 @@ from postroom.database.keys import make_key
 from tests.browser.conftest import Visit, visiting
 from tests.browser.seed import seed
 from tests.http.conftest import KEY, serving, settings_of
+from tests.support.web import listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -241,11 +242,5 @@ async def _another_site(page: str) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_get("/", shown)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://localhost:{runner.addresses[0][1]}/"
-    finally:
-        await runner.cleanup()
+    async with listening(app) as port:
+        yield f"http://localhost:{port}/"

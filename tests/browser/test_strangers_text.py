@@ -23,6 +23,7 @@ from tests.browser.conftest import Visit, visiting
 from tests.browser.pages import address_of, addresses
 from tests.browser.seed import Seeded, seed
 from tests.http.conftest import serving, settings_of
+from tests.support.web import listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -219,13 +220,8 @@ async def _tracker() -> AsyncIterator[tuple[str, list[str]]]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", asked)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://localhost:{runner.addresses[0][1]}", told
-    finally:
-        await runner.cleanup()
+    async with listening(app) as port:
+        yield f"http://localhost:{port}", told
 
 
 def _set_html(url: str, html: str) -> None:

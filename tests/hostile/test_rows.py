@@ -99,7 +99,8 @@ async def room(url: str, tmp_path: Path) -> AsyncIterator[Room]:
     async with Room(
         database_url=url, sender="shop@example.com", transport=f"maildir:{tmp_path / 'mail'}"
     ) as one:
-        await one.database.execute("SELECT postroom.set_setting('email.limit.global', 'off')")
+        for limit in ("global", "recipient"):
+            await one.database.execute("SELECT postroom.set_setting($1, 'off')", f"email.limit.{limit}")
         yield one
 
 

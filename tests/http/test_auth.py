@@ -28,6 +28,7 @@ from postroom.http import auth
 from postroom.http import jwt as jwts
 from postroom.http.auth import Keyring, local_service_key
 from tests.http.conftest import KEY, PROCESS, Served, serving, settings_of
+from tests.support.web import listening
 
 SECRET = "a-secret-of-the-project-that-is-long-enough"
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -84,13 +85,9 @@ async def key_server() -> AsyncIterator[KeyServer]:
 
     served = web.Application()
     served.router.add_get("/jwks.json", answer)
-    runner = web.AppRunner(served)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    one.url = f"http://127.0.0.1:{runner.addresses[0][1]}/jwks.json"
-    yield one
-    await runner.cleanup()
+    async with listening(served) as port:
+        one.url = f"http://127.0.0.1:{port}/jwks.json"
+        yield one
 
 
 async def test_a_service_key_may_be_any_text(database_url: str, tmp_path: Path) -> None:

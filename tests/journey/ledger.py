@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
@@ -59,20 +60,20 @@ def running_ledger(*, reply_delay_s: float = 0.0, size_bytes_max: int | None = N
         size_bytes_max: What it announces that it takes (SIZE).
     """
     ledger = Ledger(reply_delay_s=reply_delay_s, size_bytes_max=size_bytes_max)
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
+    started: Future[asyncio.AbstractEventLoop] = Future()
     stop = asyncio.Event()
 
     async def serve() -> None:
         server = await asyncio.start_server(lambda r, w: _session(ledger, r, w), "127.0.0.1", 0, limit=2**22)
         ledger.port = server.sockets[0].getsockname()[1]
-        ready.set()
+        started.set_result(asyncio.get_running_loop())
         await stop.wait()
         server.close()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    # asyncio.run() ends the sessions of killed workers: left to the garbage, they fail some other test.
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    ready.wait(10)
+    loop = started.result(10)
     try:
         yield ledger
     finally:

@@ -17,6 +17,7 @@ import jwt
 from aiohttp import web
 
 from tests.supabase.projects import SupabaseProject
+from tests.support.web import listening
 
 SCHEMAS = '"public", "extensions"'
 STATUS = {"42501": 403, "23505": 409, "23502": 400, "42883": 404, "P0001": 400}
@@ -47,21 +48,18 @@ ROUTINES = """
 @asynccontextmanager
 async def rest_api(project: SupabaseProject) -> AsyncIterator[str]:
     """A project's address, as supabase-js has it; tokens are believed, as if the gateway had checked them."""
-    pool = await asyncpg.create_pool(project.server.url_of(project.database, "authenticator"), min_size=1)
-    api = _Api(pool)
+    url = project.server.url_of(project.database, "authenticator")
+    async with asyncpg.create_pool(url, min_size=1) as pool, listening(_routes(_Api(pool))) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def _routes(api: _Api) -> web.Application:
     application = web.Application()
     application.router.add_post("/rest/v1/rpc/{name}", api.call)
     application.router.add_post("/rest/v1/{name}", api.insert)
     application.router.add_get("/rest/v1/{name}", api.select)
     application.router.add_patch("/rest/v1/{name}", api.update)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-        await pool.close()
+    return application
 
 
 class _Api:

@@ -23,6 +23,7 @@ from tests.supabase.conftest import STRIPE_SECRET, Edge
 from tests.support.node import Driver, NodeTools
 from tests.support.postgres import free_port
 from tests.support.waiting import until
+from tests.support.web import listening
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "supabase"
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a secret of the shop").decode()
@@ -44,13 +45,8 @@ async def gateway(edge: Edge) -> AsyncIterator[str]:
 
     application = web.Application()
     application.router.add_post("/functions/v1/{name}", lead)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with listening(application) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @asynccontextmanager
